@@ -1,0 +1,167 @@
+"""Decode every clip once into a memory-mapped array; later epochs read rows of it.
+
+Flow: manifest rows → audio files → **cache** (N, T) on disk → dataset item.
+
+A cache folder is named by what it depends on (files listed, clip length, rate, dtype). It holds `waveforms.npy`,
+`state.npy` (one byte a clip: 0 to do, 1 done, 2 unusable) and `problems.json`. Blocks are flushed before they are
+marked done, so a killed run goes on where it stopped; unusable clips are tried again at every start.
+"""
+import fcntl
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from common.audio.files import AudioError, fit_length, read_audio
+from common.files import write_atomically, write_json
+
+TODO, DONE, UNUSABLE = 0, 1, 2
+FULL_SCALE_INT16 = 32767
+
+
+@dataclass(frozen=True)
+class ClipFormat:
+    """What every clip of a data set must be, and what is done to clips that are not.
+
+    Args:
+        sample_rate: Hz. Other rates are refused unless `resample`.
+        clip_s: length in seconds; longer clips are cut, shorter ones refused unless `pad`.
+        resample: bring other rates to `sample_rate` (soxr, high quality).
+        downmix: average the channels of multi-channel clips; refused otherwise.
+        pad: fill clips that are too short with zeros.
+        dtype: float32 keeps 24-bit files exact; int16 halves the size and rounds to 16 bit.
+    """
+
+    sample_rate: int = 44100
+    clip_s: float = 1.0
+    resample: bool = False
+    downmix: bool = False
+    pad: bool = False
+    dtype: str = "float32"
+
+    def __post_init__(self):
+        if self.dtype not in ("float32", "int16"):
+            raise ValueError(f"data.dtype is {self.dtype!r}, expected float32 or int16.")
+        if self.clip_s <= 0 or self.sample_rate <= 0:
+            raise ValueError("data.clip_s and data.sample_rate must be above 0.")
+
+    @property
+    def n_samples(self) -> int:
+        return round(self.clip_s * self.sample_rate)
+
+    def read(self, path: Path) -> np.ndarray:
+        """Return one clip, float32 (T,) with T = `n_samples`; AudioError says what does not fit."""
+        waveform, rate = read_audio(path)
+        if waveform.shape[0] != 1:
+            if not self.downmix:
+                raise AudioError(f"{path}: {waveform.shape[0]} channels, expected 1. Set data.format.downmix=true to "
+                                 "average them.")
+            waveform = waveform.mean(0, keepdims=True)
+        if rate != self.sample_rate:
+            if not self.resample:
+                raise AudioError(f"{path}: {rate} Hz, expected {self.sample_rate} Hz. Set data.format.resample=true.")
+            import soxr
+
+            waveform = soxr.resample(waveform[0], rate, self.sample_rate, quality="HQ")[None]
+        if waveform.shape[1] < self.n_samples and not self.pad:
+            raise AudioError(f"{path}: {waveform.shape[1] / self.sample_rate:.3f} s long, expected {self.clip_s:g} s; the "
+                             "file is cut off, get it again, or set data.format.pad=true to fill with zeros.")
+        return fit_length(waveform, self.n_samples)[0]
+
+
+class ClipCache:
+    """The decoded clips of one file list.
+
+    Attributes:
+        waveforms: memory-mapped (N, T) in the order of the list; rows of unusable clips are zero.
+        usable: bool (N,); problems: file name → sentence, for the rest.
+    """
+
+    def __init__(self, folder: Path, waveforms: np.ndarray, state: np.ndarray, problems: dict[str, str]):
+        self.folder, self.waveforms, self.problems = folder, waveforms, problems
+        self.usable = state == DONE
+
+    def read(self, rows: Sequence[int]) -> np.ndarray:
+        """Return clips as float32 (B, T), full scale ±1."""
+        clips = self.waveforms[np.asarray(rows)]
+        return clips.astype(np.float32) / FULL_SCALE_INT16 if clips.dtype == np.int16 else clips
+
+
+def cache_folder(cache_root: Path, root: Path, files: Sequence[str], clip_format: ClipFormat) -> Path:
+    """Return the folder that belongs to this data folder, file list and format."""
+    identity = json.dumps([str(Path(root).resolve()), list(files), asdict(clip_format)])
+    return Path(cache_root) / hashlib.sha256(identity.encode()).hexdigest()[:16]
+
+
+def build_cache(cache_root: str | Path, root: str | Path, files: Sequence[str], clip_format: ClipFormat,
+                n_threads: int = 2, block: int = 256, title: str = "decode") -> ClipCache:
+    """Decode what is not decoded yet and return the cache. Killed at any moment, a second call goes on.
+
+    Args:
+        root: the folder that `files` are relative to.
+        block: clips between two flushes: what a kill can cost.
+    Raises:
+        OSError: no room on the disk (named before anything is written).
+    """
+    cache_root, root = Path(cache_root), Path(root)
+    folder = cache_folder(cache_root, root, files, clip_format)
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # a second process (another rank, another seed) waits, then finds all done
+        waveforms, state = _open_arrays(folder, len(files), clip_format)
+        problems = {}
+        todo = np.flatnonzero(state != DONE)
+        if len(todo):
+            problems = _decode(waveforms, state, todo, root, files, clip_format, n_threads, block, title)
+            write_json(folder / "problems.json", problems)
+    waveforms = np.load(folder / "waveforms.npy", mmap_mode="r")
+    return ClipCache(folder, waveforms, np.array(state), problems)
+
+
+def _open_arrays(folder: Path, n_clips: int, clip_format: ClipFormat) -> tuple[np.memmap, np.memmap]:
+    paths = folder / "waveforms.npy", folder / "state.npy"
+    shapes = ((n_clips, clip_format.n_samples), clip_format.dtype), ((n_clips,), "uint8")
+    if not all(path.is_file() for path in paths):
+        n_bytes = n_clips * clip_format.n_samples * np.dtype(clip_format.dtype).itemsize
+        free = shutil.disk_usage(folder).free
+        if n_bytes > free:
+            raise OSError(f"{folder}: the cache needs {n_bytes / 1e9:.1f} GB, {free / 1e9:.1f} GB are free. Give another "
+                          "folder (--cache), or set data.format.dtype=int16 to halve it.")
+        for path, (shape, dtype) in zip(paths, shapes, strict=True):
+            write_atomically(path, lambda tmp, shape=shape, dtype=dtype: _empty_array(tmp, shape, dtype))
+    return tuple(np.load(path, mmap_mode="r+") for path in paths)
+
+
+def _empty_array(path: Path, shape: tuple[int, ...], dtype: str) -> None:
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    array.flush()
+
+
+def _decode(waveforms, state, todo, root, files, clip_format, n_threads, block, title) -> dict[str, str]:
+    problems = {}
+
+    def decode_one(row: int) -> None:
+        try:
+            clip = clip_format.read(root / files[row])
+        except AudioError as error:
+            problems[files[row]] = str(error)
+            state[row] = UNUSABLE
+            return
+        waveforms[row] = clip if clip_format.dtype == "float32" else np.round(clip * FULL_SCALE_INT16)
+
+    with ThreadPoolExecutor(n_threads) as pool, tqdm(total=len(todo), desc=title, unit="clip", mininterval=2) as bar:
+        for start in range(0, len(todo), block):
+            rows = todo[start:start + block]
+            list(pool.map(decode_one, rows))
+            waveforms.flush()
+            good = [row for row in rows if files[row] not in problems]
+            state[good] = DONE
+            state.flush()
+            bar.update(len(rows))
+    return problems

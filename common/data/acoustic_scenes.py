@@ -1,0 +1,273 @@
+"""Ten procedural acoustic scenes for the built-in Task 1 data.
+
+Flow: sound blocks (common/data/synth.py) → **scenes** → recording devices → files (common/data/soundscapes.py).
+
+A scene takes two generators: `place` (the same for every recording at one location: how large the hall is, how fast
+the engine turns) and `now` (this recording: who passes when, how loud). All scenes stand on the same `backdrop`, and
+`recolour` then gives every recording its own spectral tilt and level, so that the mean spectrum says little about the
+class; rhythm, glides, harmonics and reverberation say more. Scenes share elements (voices in five of them, wheels in
+four), as real ones do.
+"""
+from collections.abc import Callable
+
+import numpy as np
+
+from common.data import synth
+from common.data.synth import SAMPLE_RATE, add_at, gain
+
+Rng = np.random.Generator
+BACKDROP_DB = 0.0  # level of the backdrop that every scene stands on; raise it to make all classes harder
+_LEAD_S = 0.3  # rendered before the recording and cut off: sounds are already going on when it starts
+
+
+def backdrop(place: Rng, now: Rng, n_samples: int) -> np.ndarray:
+    """Return the noise (T,), RMS 1, that every scene has, of a colour that belongs to the location."""
+    tilt_db, bump_hz = place.uniform(-7.0, -2.0), place.uniform(150, 3000)
+    curve_hz = np.array([40.0, 100.0, 200.0, 400.0, 800.0, 1600.0, 3200.0, 6400.0, 12800.0])
+    curve_db = tilt_db * np.log2(curve_hz / 400.0) + 8.0 * np.exp(-np.log2(curve_hz / bump_hz) ** 2)
+    return synth.noise(now, n_samples, curve_hz, curve_db) * synth.slow_curve(now, n_samples, 2.0, 0.7, 1.3)
+
+
+def voices(now: Rng, n_samples: int, n_talkers: int, pause: float = 0.25) -> np.ndarray:
+    """Return several people who talk at once (T,)."""
+    layer = np.zeros(n_samples)
+    for _ in range(n_talkers):
+        level = gain(now.uniform(-9, 0))
+        layer += level * synth.speech(now, n_samples, now.choice((115.0, 210.0)) * now.uniform(0.85, 1.2), pause)
+    return layer
+
+
+def engine(now: Rng, n_samples: int, turn_hz: np.ndarray, darkness: float) -> np.ndarray:
+    """Return a rough harmonic hum (T,), RMS 1, of an engine that turns at `turn_hz` (T,)."""
+    amplitudes = np.arange(1, 60) ** -darkness * now.uniform(0.2, 1.0, 59)
+    return synth.harmonic_tone(now, turn_hz, amplitudes)
+
+
+def announcement(now: Rng, n_samples: int) -> np.ndarray:
+    """Return one loudspeaker voice (T,): a speaker of narrow band, steady, without pauses."""
+    voice = synth.speech(now, n_samples, now.uniform(160, 240), pause=0.05)
+    return synth.filter_by_curve(voice, (200, 500, 3500, 7000), (-25.0, 0.0, 0.0, -25.0))
+
+
+def airport(place: Rng, now: Rng, n_samples: int) -> np.ndarray:
+    """Rolling suitcases over floor joints, chimes and announcements in a large hall."""
+    t60_s, joint_hz = place.uniform(1.6, 2.8), place.uniform(11, 17)
+    layer = gain(now.uniform(-12, -2)) * voices(now, n_samples, 3)
+    wheels = synth.band_noise(now, n_samples, 300, now.uniform(2500, 5000))
+    joints = np.zeros(n_samples)
+    for start in synth.steady_starts(now, n_samples, 1 / (joint_hz * now.uniform(0.85, 1.15)), 0.06):
+        add_at(joints, synth.knock(now, now.uniform(500, 900), 0.012, 0.2), start)
+    centre_s = now.uniform(0, n_samples / SAMPLE_RATE)
+    passing = synth.swell(n_samples, centre_s, now.uniform(0.5, 1.5))
+    layer += gain(now.uniform(-3, 7)) * passing * (0.4 * wheels + joints)
+    if now.uniform() < 0.5:
+        first_hz = now.uniform(450, 900)
+        for index, start in enumerate(synth.steady_starts(now, n_samples, now.uniform(0.35, 0.5), 0.0)[:4]):
+            layer_hz = first_hz * (1.0, 0.8, 0.67, 0.53)[index % 4]
+            add_at(layer, gain(3) * synth.sweep(now, (layer_hz, layer_hz), 0.6), start)
+    return synth.reverberate(now, layer, t60_s, 2.0)
+
+
+def bus(place: Rng, now: Rng, n_samples: int) -> np.ndarray:
+    """A diesel engine whose turns rise and fall, and panels that rattle with it."""
+    idle_hz = place.uniform(24, 42)
+    turn_hz = idle_hz * synth.slow_curve(now, n_samples, 1.2, 0.8, 1.5)
+    layer = gain(now.uniform(-3, 7)) * engine(now, n_samples, turn_hz, now.uniform(0.3, 1.0))
+    rattle_hz = now.uniform(700, 3000)
+    bursts = np.zeros(n_samples)
+    for start in synth.random_starts(now, n_samples, now.uniform(1, 4)):
+        for beat in range(now.integers(3, 8)):
+            shake = synth.knock(now, rattle_hz, 0.01, 0.4) * now.uniform(0.4, 1.0)
+            add_at(bursts, shake, start + int(beat * SAMPLE_RATE / now.uniform(16, 22)))
+    layer += gain(now.uniform(-6, 2)) * bursts
+    if now.uniform() < 0.5:
+        layer += gain(now.uniform(-10, -3)) * voices(now, n_samples, 1)
+    return layer
+
+
+def metro(place: Rng, now: Rng, n_samples: int) -> np.ndarray:
+    """Double knocks of rail joints and the gliding whine of the traction in a tunnel."""
+    joint_s, whine_hz = place.uniform(0.3, 0.55), place.uniform(350, 1100)
+    layer = np.zeros(n_samples)
+    knock_hz, axle_s = place.uniform(180, 420), place.uniform(0.07, 0.12)
+    for start in synth.steady_starts(now, n_samples, joint_s * now.uniform(0.85, 1.2), 0.02):
+        for axle in (0, 1):
+            hit = synth.knock(now, knock_hz * now.uniform(0.8, 1.3), 0.03, 0.3)
+            add_at(layer, hit, start + int(axle * axle_s * SAMPLE_RATE))
+    layer *= gain(now.uniform(0, 9))
+    slope = now.choice((-1.0, 1.0)) * now.uniform(0.15, 0.5)
+    glide_hz = whine_hz * 2 ** (slope * np.linspace(-1, 1, n_samples) * n_samples / SAMPLE_RATE)
+    layer += gain(now.uniform(-9, 1)) * synth.harmonic_tone(now, glide_hz, (1.0, 0.4, 0.6, 0.1, 0.2))
+    if now.uniform() < 0.25:
+        layer += gain(now.uniform(-3, 3)) * announcement(now, n_samples)
+    return synth.reverberate(now, layer, 0.4, -6.0)
+
+
+def metro_station(place: Rng, now: Rng, n_samples: int) -> np.ndarray:
+    """A platform: door beeps, braking squeals, footsteps and announcements in a long hard room."""
+    t60_s, beep_hz, beep_s = place.uniform(1.2, 2.2), place.uniform(700, 2200), place.uniform(0.14, 0.24)
+    layer = gain(now.uniform(-9, 0)) * voices(now, n_samples, 2)
+    kinds = now.permutation(("beeps", "squeal", "announcement"))[: now.integers(1, 3)]
+    if "beeps" in kinds:
+        for start in synth.steady_starts(now, n_samples, beep_s, 0.0):
+            add_at(layer, gain(2) * synth.sweep(now, (beep_hz, beep_hz), beep_s * 0.5, 0.3), start)
+    if "squeal" in kinds:
+        squeal_hz = now.uniform(1800, 5000) * np.linspace(1.08, 0.92, n_samples)
+        squeal = synth.harmonic_tone(now, squeal_hz * synth.slow_curve(now, n_samples, 25, 0.99, 1.01), (1.0, 0.5))
+        layer += gain(now.uniform(-6, 2)) * squeal * synth.slow_curve(now, n_samples, 3.0, 0.1, 1.0)
+    if "announcement" in kinds:
+        layer += gain(now.uniform(0, 6)) * announcement(now, n_samples)
+    rumble = synth.band_noise(now, n_samples, 50, 300)
+    layer += gain(now.uniform(-8, 2)) * rumble * synth.swell(n_samples, now.uniform(-0.5, 2.5), now.uniform(0.6, 1.5))
+    return synth.reverberate(now, layer, t60_s, 3.0)
+
+
+def park(place: Rng, now: Rng, n_samples: int) -> np.ndarray:
+    """Birds with the songs of the place, wind in gusts, few steps on gravel."""
+    layer = np.zeros(n_samples)
+    for _ in range(2):
+        centre_hz, depth = place.uniform(1800, 5500), place.uniform(0.1, 0.5)
+        note_s, gap_s = place.uniform(0.05, 0.12), place.uniform(0.07, 0.16)
+        for start in synth.random_starts(now, n_samples, now.uniform(0.4, 1.6)):
+            level, turns = gain(now.uniform(-6, 4)), now.choice((-1, 1), 3)
+            for note in range(now.integers(2, 6)):
+                chirp = synth.sweep(now, centre_hz * (1 + depth * turns * now.uniform(0.3, 1.0, 3)), note_s)
+                add_at(layer, level * chirp, start + int(note * gap_s * SAMPLE_RATE))
+    wind = synth.band_noise(now, n_samples, 60, now.uniform(400, 1500))
+    layer += gain(now.uniform(-8, 4)) * wind * synth.slow_curve(now, n_samples, 3.0, 0.0, 1.6)
+    if now.uniform() < 0.4:
+        layer += gain(now.uniform(-8, 0)) * footsteps(now, n_samples, 1)
+    return layer
+
+
+def footsteps(now: Rng, n_samples: int, n_walkers: int) -> np.ndarray:
+    """Return people who walk (T,): heel and toe at 1.6 to 2.3 steps a second, each at an own level."""
+    layer = np.zeros(n_samples)
+    for _ in range(n_walkers):
+        heel_hz, level = now.uniform(250, 1800), gain(now.uniform(-8, 0))
+        for start in synth.steady_starts(now, n_samples, 1 / now.uniform(1.6, 2.3), 0.02):
+            add_at(layer, level * synth.knock(now, heel_hz, 0.02, 0.1), start)
+            add_at(layer, 0.5 * level * synth.knock(now, heel_hz * 1.7, 0.015, 0.0), start + int(0.07 * SAMPLE_RATE))
+    return layer
+
+
+def public_square(place: Rng, now: Rng, n_samples: int) -> np.ndarray:
+    """A crowd in the open, bells that strike, wings of pigeons, a fountain."""
+    bell_hz, splash_rate_hz = place.uniform(350, 1000), place.uniform(30, 70)
+    layer = gain(now.uniform(-9, -1)) * voices(now, n_samples, 5)
+    if now.uniform() < 0.7:
+        for start in synth.steady_starts(now, n_samples, now.uniform(0.7, 1.1), 0.02):
+            bell = sum(
+                synth.knock(now, bell_hz * ratio, decay_s, 1.0) * weight
+                for ratio, decay_s, weight in ((0.6, 0.25, 0.5),)
+            )
+            add_at(layer, gain(4) * bell, start)
+    if now.uniform() < 0.6:
+        flap_hz = now.uniform(7, 10)
+        for start in synth.random_starts(now, n_samples, 0.8):
+            for beat in range(now.integers(4, 9)):
+                add_at(layer, gain(now.uniform(-2, 2)) * synth.knock(now, 900, 0.025, 0.0),
+                       start + int(beat / flap_hz * SAMPLE_RATE))
+    if now.uniform() < 0.5:
+        drops = gain(now.uniform(-10, -4))
+        for start in synth.random_starts(now, n_samples, splash_rate_hz):
+            low_hz = now.uniform(600, 2500)
+            add_at(layer, drops * now.uniform(0.3, 1.0) * synth.sweep(now, (low_hz, low_hz * 1.5), 0.03), start)
+    return layer
+
+
+def shopping_mall(place: Rng, now: Rng, n_samples: int) -> np.ndarray:
+    """Background music with a beat and chords, voices, a moderate room."""
+    t60_s, root_hz, beat_s = place.uniform(0.7, 1.3), 55 * 2 ** (place.integers(24, 40) / 12), place.uniform(0.24, 0.36)
+    layer = gain(now.uniform(-9, 0)) * voices(now, n_samples, 3)
+    music = np.zeros(n_samples)
+    for index, start in enumerate(synth.steady_starts(now, n_samples, beat_s, 0.0)):
+        scale = now.choice((0, 2, 4, 7, 9, 12), 2, replace=False)
+        for step in scale:
+            pitch_hz = root_hz * 2 ** (step / 12)
+            note = synth.harmonic_tone(now, np.full(int(1.2 * beat_s * SAMPLE_RATE), pitch_hz), (1, 0.6, 0.4, 0.25, 0.15))
+            time = np.arange(len(note)) / len(note)
+            add_at(music, note * np.exp(-2.5 * time) * np.minimum(1.0, 40 * time) * (1 - time), start)
+        if index % 2:
+            add_at(music, synth.knock(now, 6000, 0.02, 0.0), start)
+    layer += gain(now.uniform(-4, 4)) * music
+    return synth.reverberate(now, layer, t60_s, -1.0)
+
+
+def street_pedestrian(place: Rng, now: Rng, n_samples: int) -> np.ndarray:
+    """Footsteps of several people and one or two near voices; a far vehicle at times."""
+    layer = gain(now.uniform(0, 8)) * footsteps(now, n_samples, now.integers(2, 4))
+    layer += gain(now.uniform(-6, 3)) * voices(now, n_samples, now.integers(1, 3), place.uniform(0.2, 0.5))
+    if now.uniform() < 0.5:
+        layer += gain(now.uniform(-6, 2)) * vehicle(now, n_samples)
+    return layer
+
+
+def vehicle(now: Rng, n_samples: int) -> np.ndarray:
+    """Return a vehicle that passes (T,): tyre hiss and engine swell, and the engine's pitch falls."""
+    centre_s, width_s = now.uniform(-0.2, n_samples / SAMPLE_RATE + 0.2), now.uniform(0.12, 0.5)
+    near = synth.swell(n_samples, centre_s, width_s, -30.0)
+    hiss = synth.band_noise(now, n_samples, now.uniform(300, 800), now.uniform(1500, 4000))
+    dull = synth.band_noise(now, n_samples, 60, 400)
+    approach = np.tanh((np.arange(n_samples) / SAMPLE_RATE - centre_s) / width_s)
+    hum = engine(now, n_samples, now.uniform(40, 110) * (1 - 0.08 * approach), now.uniform(0.5, 1.0))
+    return near**2 * hiss + near * (0.6 * dull + 0.6 * hum)
+
+
+def street_traffic(place: Rng, now: Rng, n_samples: int) -> np.ndarray:
+    """Vehicles that pass one after the other, a horn at times."""
+    layer = np.zeros(n_samples)
+    for _ in range(1 + now.poisson(place.uniform(0.8, 1.8))):
+        layer += gain(now.uniform(0, 9)) * vehicle(now, n_samples)
+    if now.uniform() < 0.3:
+        low_hz, start = now.uniform(330, 450), now.integers(0, n_samples)
+        horn = synth.harmonic_tone(now, np.full(int(now.uniform(0.2, 0.6) * SAMPLE_RATE), low_hz), 0.8 ** np.arange(12))
+        add_at(layer, gain(now.uniform(0, 6)) * horn, start)
+    return layer
+
+
+def tram(place: Rng, now: Rng, n_samples: int) -> np.ndarray:
+    """Steady electric hum in steps, squealing curves, single slow clacks."""
+    hum_hz, clack_s = place.uniform(90, 260), place.uniform(0.55, 0.9)
+    steps = 1 + 0.06 * now.integers(-2, 3, 8)
+    turn_hz = hum_hz * np.repeat(steps, -(-n_samples // 8))[:n_samples]
+    layer = gain(now.uniform(-4, 5)) * synth.harmonic_tone(now, turn_hz, now.uniform(0.1, 1.0, 16) / np.arange(1, 17) ** 0.4)
+    if now.uniform() < 0.6:
+        wobble = 1 + 0.03 * np.sin(2 * np.pi * now.uniform(5, 9) * np.arange(n_samples) / SAMPLE_RATE)
+        squeal = synth.harmonic_tone(now, now.uniform(1500, 4500) * wobble, (1.0, 0.4, 0.3))
+        layer += gain(now.uniform(-8, 0)) * squeal * synth.slow_curve(now, n_samples, 2.5, 0.0, 1.0)
+    for start in synth.steady_starts(now, n_samples, clack_s, 0.03):
+        add_at(layer, gain(now.uniform(0, 8)) * synth.knock(now, now.uniform(200, 600), 0.03, 0.4), start)
+    if now.uniform() < 0.3:
+        layer += gain(now.uniform(-8, 0)) * voices(now, n_samples, 1)
+    return layer
+
+
+def recolour(now: Rng, sound: np.ndarray) -> np.ndarray:
+    """Give a recording (T,) its own spectral tilt, two broad bumps or dips, and a level of -38 to -22 dBFS."""
+    curve_hz = 62.5 * 2.0 ** np.arange(0, 8.5, 0.5)
+    curve_db = now.uniform(-2.5, 2.5) * np.log2(curve_hz / 1000)
+    for _ in range(2):
+        distance = np.log2(curve_hz / (62.5 * 2 ** now.uniform(0, 8)))
+        curve_db += now.uniform(-9, 9) * np.exp(-(distance**2))
+    return synth.unit_rms(synth.filter_by_curve(sound, curve_hz, curve_db)) * gain(now.uniform(-38, -22))
+
+
+SCENES: dict[str, Callable[[Rng, Rng, int], np.ndarray]] = {
+    scene.__name__: scene
+    for scene in (airport, bus, metro, metro_station, park, public_square, shopping_mall, street_pedestrian,
+                  street_traffic, tram)
+}
+
+
+def render_scene(scene: str, place: Rng, now: Rng, duration_s: float) -> np.ndarray:
+    """Return a recording (T,) of a scene, as it sounds before any recording device.
+
+    Args:
+        scene: a name in SCENES.
+        place: generator keyed by the location; now: generator keyed by the recording.
+        duration_s: length in s; the recording is one continuous sound that the caller cuts into clips.
+    """
+    lead, n_samples = round(_LEAD_S * SAMPLE_RATE), round((_LEAD_S + duration_s) * SAMPLE_RATE)
+    sound = gain(BACKDROP_DB) * backdrop(place, now, n_samples) + SCENES[scene](place, now, n_samples)
+    return recolour(now, sound)[lead:]

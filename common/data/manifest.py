@@ -1,0 +1,85 @@
+"""Data set tables and what is wrong with them: missing, broken and extra files.
+
+Flow: table on disk → **manifest** (one row a clip) → cache, dataset.
+"""
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+
+
+class DataError(ValueError):
+    """A data set that cannot be used as it is; the message says what was found and what mends it."""
+
+
+def read_table(path: str | Path, columns: Iterable[str], separator: str = "\t") -> pd.DataFrame:
+    """Read a text table as strings and check that it has `columns`.
+
+    Raises:
+        DataError: missing file, other separator, missing columns, no rows, empty cells, duplicate first column.
+    """
+    path, columns = Path(path), list(columns)
+    names = {"\t": "tabs", ",": "commas", ";": "semicolons"}
+    if not path.is_file():
+        raise DataError(f"{path}: no such table; check the data folder, or get the table again (stage 0, download).")
+    try:
+        table = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8")
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as a table ({str(error).strip()}); get it again.") from None
+    missing = [column for column in columns if column not in table.columns]
+    if missing and len(table.columns) == 1:
+        found = [name for sign, name in names.items() if sign != separator and sign in table.columns[0]]
+        if found:
+            raise DataError(f"{path}: columns are separated by {found[0]}, expected {names[separator]}; "
+                            f"write it with {names[separator]}.")
+    if missing:
+        raise DataError(f"{path}: column {missing[0]!r} is missing, found {list(table.columns)}.")
+    if table.empty:
+        raise DataError(f"{path}: has a header but no rows; get it again.")
+    empty = table[columns].eq("").any(axis=1)
+    if empty.any():
+        raise DataError(f"{path}: line {int(empty.idxmax()) + 2} has an empty cell; fill it or take the line out.")
+    twice = table[columns[0]].duplicated()
+    if twice.any():
+        raise DataError(f"{path}: {table[columns[0]][twice].iloc[0]!r} stands in two rows; take one out.")
+    return table
+
+
+def manifest_hash(rows: pd.DataFrame) -> str:
+    """Return the SHA-256 of the rows' text: the identity of a data set as its tables give it."""
+    return hashlib.sha256(rows.to_csv(index=False).encode()).hexdigest()
+
+
+@dataclass
+class Report:
+    """What `verify` found.
+
+    Attributes:
+        missing: files in a table that are not on disk; broken: file → reason; extra: files in no table.
+        counts: tables of counts to print, by title.
+        differences: sentences on counts that differ from the published ones.
+    """
+
+    missing: list[str] = field(default_factory=list)
+    broken: dict[str, str] = field(default_factory=dict)
+    extra: list[str] = field(default_factory=list)
+    counts: dict[str, pd.DataFrame] = field(default_factory=dict)
+    differences: list[str] = field(default_factory=list)
+
+    @property
+    def complete(self) -> bool:
+        return not (self.missing or self.broken or self.differences)
+
+    def text(self, n_shown: int = 5) -> str:
+        """Return the report for a terminal, at most `n_shown` names a list."""
+        lines = []
+        for title, table in self.counts.items():
+            lines += [title, table.to_string(), ""]
+        for title, names in (("missing", self.missing), ("extra", self.extra)):
+            lines.append(f"{title}: {len(names)} files" + "".join(f"\n  {name}" for name in names[:n_shown]))
+        lines.append(f"broken: {len(self.broken)} files")
+        lines += [f"  {reason}" for reason in list(self.broken.values())[:n_shown]]
+        lines += self.differences
+        return "\n".join(lines)

@@ -1,0 +1,109 @@
+"""Run a training: devices, checkpoints, resume, progress.
+
+Flow: system + loaders → **fit** → trained system, history; the run folder holds last.ckpt (written at every epoch's end).
+
+One machine:        python -m task.train … --devices 2
+Several (torchrun): torchrun --nnodes 2 --nproc-per-node 4 --rdzv-endpoint HOST:29500 -m task.train … --devices 4 --nodes 2
+SLURM:              srun --ntasks-per-node 4 python -m task.train … --devices 4 --nodes 2
+"""
+import contextlib
+import logging
+import os
+import sys
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from torch.utils.data import DataLoader
+
+from common.training.distributed import WholeBatchSync
+from common.training.module import OptimConfig, TrainConfig, TrainingModule, TrainingSystem
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """Where to run: `accelerator` cpu, gpu or auto; processes per machine; machines."""
+
+    accelerator: str = "auto"
+    devices: int = 1
+    nodes: int = 1
+
+    @property
+    def n_processes(self) -> int:
+        return self.devices * self.nodes
+
+
+class EpochLines:
+    """Print a line per epoch, for log files, where no progress bar can be drawn."""
+
+    def __init__(self):
+        self._started, self._n_epochs = time.monotonic(), 0
+
+    def __call__(self, row: dict, max_epochs: int) -> None:
+        self._n_epochs += 1
+        spent = time.monotonic() - self._started
+        left = spent / self._n_epochs * (max_epochs - row["epoch"])
+        values = "  ".join(f"{name} {value:.4g}" for name, value in row.items() if name != "epoch")
+        print(f"epoch {row['epoch']}/{max_epochs}  {values}  {spent:.0f} s, about {left:.0f} s left", flush=True)
+
+
+def fit(system: TrainingSystem, train_loader: DataLoader, holdout_loader: DataLoader | None, optim: OptimConfig,
+        train: TrainConfig, run: Path, seed: int, hardware: Hardware) -> list[dict]:
+    """Train `system` in place to the last epoch; go on from `run`/last.ckpt where there is one.
+
+    Returns:
+        One dict per epoch: epoch, lr, train_…, holdout_… (averages over clips).
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    steps_per_epoch = -(-len(train_loader) // train.accumulate)
+    torch.manual_seed(seed)
+    module = TrainingModule(system, optim, train, seed, total_steps=steps_per_epoch * train.epochs)
+    if not sys.stderr.isatty():
+        module.after_epoch = EpochLines()
+    with quiet_libraries():
+        trainer = make_trainer(train, optim, run, hardware)
+        checkpoint = run / "last.ckpt"
+        resume = checkpoint if checkpoint.is_file() else None
+        if resume and trainer.is_global_zero:
+            print(f"going on from {resume}", flush=True)
+        trainer.fit(module, train_loader, holdout_loader, ckpt_path=resume, weights_only=True)
+    return module.history
+
+
+def make_trainer(train: TrainConfig, optim: OptimConfig, run: Path, hardware: Hardware) -> Trainer:
+    several = hardware.n_processes > 1
+    on_gpu = hardware.accelerator in ("gpu", "cuda") or (hardware.accelerator == "auto" and torch.cuda.is_available())
+    callbacks = [ModelCheckpoint(dirpath=run, filename="last", save_on_train_epoch_end=True, enable_version_counter=False)]
+    if train.ema_decay > 0:
+        callbacks.append(EMAWeightAveraging(decay=train.ema_decay))
+    bar = sys.stderr.isatty()
+    if bar:
+        callbacks.append(TQDMProgressBar(refresh_rate=5))
+    loggers = [CSVLogger(run, name="", version="log"), TensorBoardLogger(run, name="", version="log")]
+    return Trainer(
+        accelerator=hardware.accelerator, devices=hardware.devices, num_nodes=hardware.nodes,
+        strategy="ddp" if several else "auto", sync_batchnorm=several,
+        plugins=[WholeBatchSync()] if several and not on_gpu else None,
+        precision=train.precision, max_epochs=train.epochs, accumulate_grad_batches=train.accumulate,
+        gradient_clip_val=optim.gradient_clip or None, check_val_every_n_epoch=min(train.validate_every, train.epochs),
+        num_sanity_val_steps=0, use_distributed_sampler=False, callbacks=callbacks, logger=loggers,
+        log_every_n_steps=50, enable_progress_bar=bar, enable_model_summary=False, default_root_dir=run,
+    )
+
+
+@contextlib.contextmanager
+def quiet_libraries():
+    """Lightning's hints on workers, steps and devices are not for the reader of a recipe."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    with warnings.catch_warnings():
+        for text in (".*does not have many workers.*", ".*defined a .validation_step.*", ".*lr_scheduler.step.*", ".*Checkpoint directory.*", ".*litlogger.*",
+                     ".*number of training batches.*", ".*sync_dist.*", ".*isinstance.treespec.*", ".*experiment logs directory.*"):
+            warnings.filterwarnings("ignore", text)
+        for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        yield

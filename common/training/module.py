@@ -1,0 +1,190 @@
+"""The one lightning module that all tasks train with.
+
+Flow: batch → task system (augment, features, network, losses) → **optimiser, schedule, log**.
+
+The module knows no formula of any task. A task hands it a `TrainingSystem`: what is trained, and how a batch becomes
+losses. Everything random gets a generator keyed by (seed, epoch, batch), so resuming repeats bit for bit.
+"""
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from functools import partial
+
+import lightning
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from common.training.distributed import world_size
+from common.training.sampling import AUGMENT, generator
+from common.training.schedules import exp_warmup_linear_down, warmup_cosine
+
+
+@dataclass
+class OptimConfig:
+    """Optimiser and learning-rate schedule.
+
+    Args:
+        name: adamw or adam (whose weight decay is an L2 term).
+        lr: largest learning rate.
+        weight_decay: on all parameters.
+        schedule: `warmup_cosine` per step (warmup_steps), `exp_warmup_linear_down` per epoch, or `constant`.
+        warmup_steps: steps of linear warm-up from 0.
+        warmup_epochs, rampdown_epochs, start_rampdown, last_value: of exp_warmup_linear_down, in epochs.
+        gradient_clip: largest gradient norm; 0 = no clipping.
+    """
+
+    name: str = "adamw"
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+    schedule: str = "warmup_cosine"
+    warmup_steps: int = 0
+    warmup_epochs: int = 14
+    rampdown_epochs: int = 84
+    start_rampdown: int = 50
+    last_value: float = 0.005
+    gradient_clip: float = 0.0
+
+    def __post_init__(self):
+        for key, value, known in (("name", self.name, OPTIMISERS), ("schedule", self.schedule, SCHEDULES)):
+            if value not in known:
+                raise ValueError(f"optim.{key} is {value!r}, expected one of {', '.join(known)}.")
+
+
+OPTIMISERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
+SCHEDULES = ("warmup_cosine", "exp_warmup_linear_down", "constant")
+
+
+@dataclass
+class TrainConfig:
+    """How long and how a network is trained.
+
+    Args:
+        epochs: passes over the training clips.
+        batch_size: clips an optimiser step sees, over all processes and accumulated batches together.
+        accumulate: batches whose gradients are added up for a step (smaller memory; batch norm sees the small batches).
+        precision: lightning's name: 32-true, bf16-mixed, 16-mixed.
+        validate_every: epochs between two looks at the hold-out (where there is one).
+        ema_decay: keep an exponential moving average of the weights and use it in the end; 0 = off.
+        compile: torch.compile the network.
+    """
+
+    epochs: int = 1
+    batch_size: int = 256
+    accumulate: int = 1
+    precision: str = "32-true"
+    validate_every: int = 10
+    ema_decay: float = 0.0
+    compile: bool = False
+
+    def __post_init__(self):
+        if self.epochs < 1 or self.accumulate < 1 or self.batch_size % self.accumulate:
+            raise ValueError(f"train.epochs {self.epochs} and accumulate {self.accumulate} must be at least 1 and divide "
+                             f"batch_size {self.batch_size}.")
+
+
+class TrainingSystem(nn.Module, ABC):
+    """What a task trains: networks, and how a batch becomes losses."""
+
+    @abstractmethod
+    def training_losses(self, batch: dict, rng: np.random.Generator) -> dict[str, Tensor]:
+        """Return a flat dict of scalars with key `loss` (what is minimised): sums over this process's share of the batch
+        divided by the clips of the whole batch, so that processes add up to one process."""
+
+    def validation_scores(self, batch: dict) -> dict[str, Tensor]:
+        """Return per-clip values, each (B,); the module averages them over all clips (key `loss`, `accuracy`, …)."""
+        raise NotImplementedError
+
+
+@dataclass
+class Totals:
+    """Sums and counts by name: averages over clips, not over batches (the last batch is smaller)."""
+
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    count: float = 0
+
+    def add(self, values: dict[str, Tensor], count: float) -> None:
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0) + value.detach().double()
+        self.count += count
+
+
+class TrainingModule(lightning.LightningModule):
+    """Trains a `TrainingSystem`; keeps the history of averages in `self.history` (one dict per epoch)."""
+
+    def __init__(self, system: TrainingSystem, optim: OptimConfig, train: TrainConfig, seed: int, total_steps: int):
+        super().__init__()
+        self.system, self.optim, self.train_config = system, optim, train
+        self.seed, self.total_steps = seed, total_steps
+        self.history: list[dict] = []
+        self.after_epoch = None  # called with (the epoch's row, number of epochs) on the first process
+        self._training, self._validation = Totals(), Totals()
+
+    def configure_optimizers(self):
+        trainable = [parameter for parameter in self.system.parameters() if parameter.requires_grad]
+        optimiser = OPTIMISERS[self.optim.name](trainable, lr=self.optim.lr, weight_decay=self.optim.weight_decay)
+        config = self.optim
+        if config.schedule == "warmup_cosine":
+            factor = partial(warmup_cosine, warmup_steps=config.warmup_steps, total_steps=self.total_steps)
+        elif config.schedule == "exp_warmup_linear_down":
+            factor = partial(exp_warmup_linear_down, warmup_epochs=config.warmup_epochs, last_value=config.last_value,
+                             rampdown_epochs=config.rampdown_epochs, start_rampdown=config.start_rampdown)
+        else:
+            factor = _constant
+        interval = "epoch" if config.schedule == "exp_warmup_linear_down" else "step"
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": LambdaLR(optimiser, factor), "interval": interval}}
+
+    def on_train_epoch_start(self):
+        self._training = Totals()
+
+    def training_step(self, batch: dict, batch_idx: int) -> Tensor:
+        torch.manual_seed(int(generator(self.seed, AUGMENT, self.current_epoch, batch_idx, 1).integers(2**31)))
+        losses = self.system.training_losses(batch, generator(self.seed, AUGMENT, self.current_epoch, batch_idx))
+        share = batch["n_clips"]
+        self._training.add({name: value * share for name, value in losses.items()}, share)
+        # data-parallel training averages gradients over processes: undo that, each share is already part of the whole
+        return losses["loss"] * world_size()
+
+    def validation_step(self, batch: dict, batch_idx: int) -> None:
+        scores = self.system.validation_scores(batch)
+        n_clips = len(next(iter(scores.values())))
+        self._validation.add({name: value.double().sum() for name, value in scores.items()}, n_clips)
+
+    def on_validation_epoch_start(self):
+        self._validation = Totals()
+
+    def on_train_epoch_end(self):
+        row = {"epoch": self.current_epoch + 1, "lr": self.trainer.optimizers[0].param_groups[0]["lr"]}
+        row |= {f"train_{name}": value for name, value in self._averages(self._training, add_counts=False).items()}
+        row |= {f"holdout_{name}": value for name, value in self._averages(self._validation).items()}
+        self._validation = Totals()
+        self.history.append(row)
+        self.log_dict({name: float(value) for name, value in row.items() if name != "epoch"}, rank_zero_only=True)
+        if self.after_epoch and self.trainer.is_global_zero:
+            self.after_epoch(row, self.trainer.max_epochs)
+
+    def _averages(self, totals: Totals, add_counts: bool = True) -> dict[str, float]:
+        """Average over all clips of all processes; a clip is counted once."""
+        if not totals.sums:
+            return {}
+        names = sorted(totals.sums)
+        values = torch.stack([totals.sums[name].to(self.device).float() for name in names])
+        count = torch.tensor(float(totals.count), device=self.device)
+        if world_size() > 1:
+            torch.distributed.all_reduce(values)
+            if add_counts:
+                torch.distributed.all_reduce(count)
+        if not torch.isfinite(values).all():
+            raise FloatingPointError(f"epoch {self.current_epoch + 1}: the loss is not finite; lower optim.lr, or use "
+                                     "train.precision=32-true.")
+        return {name: float(value / count) for name, value in zip(names, values, strict=True)}
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        checkpoint["history"] = self.history
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        self.history = checkpoint["history"]
+
+
+def _constant(step: int) -> float:
+    return 1.0

@@ -1,0 +1,262 @@
+"""The TAU Urban Acoustic Scenes layout: tables, verification, hold-out, batches.
+
+Flow: meta.csv + split list → **rows of a split** → cache → **batches**.
+Run:  python -m task1_asc.data --data FOLDER [--cache FOLDER]      verify the tables, decode the clips once
+
+Layout (section "Data" of the README): meta.csv (TAB: filename, scene_label, identifier, source_label), audio/, and the
+split lists (TAB: filename, scene_label) in split_setup/ or beside meta.csv. Classes and devices come from meta.csv, so
+any data in this layout work. Source: DCASE 2024 / 2025 Task 1; data set TAU Urban Acoustic Scenes 2022 Mobile, Zenodo 6337421.
+"""
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from common.audio.cache import ClipCache, ClipFormat, build_cache
+from common.data.manifest import DataError, Report, manifest_hash, read_table
+from common.training.sampling import BatchSampler
+
+META_COLUMNS = ("filename", "scene_label", "identifier", "source_label")
+TAU_NAME = "TAU Urban Acoustic Scenes 2022 Mobile"
+COUNTS = Path(__file__).parent / "tau2022_counts.csv"
+
+
+@dataclass
+class DataConfig:
+    """Which clips train and which test.
+
+    Args:
+        subset: per cent of the training clips: 5, 10, 25, 50 or 100 name the list split<subset>.csv.
+        format: what a clip must be, see common/audio/cache.py.
+        holdout_fraction: share of the training locations kept out of training to choose things on (0 = none, as
+            published). Grouped by location, stratified by device and class. The test list never chooses anything.
+        device_groups: named groups of devices for the tables; devices in no group are put into `seen` or `unseen` by
+            whether they have training clips.
+        resident: keep all training clips on the training device (25 %: 6.2 GB as float32) instead of copying batches.
+    """
+
+    subset: int = 25
+    format: ClipFormat = field(default_factory=ClipFormat)
+    holdout_fraction: float = 0.0
+    device_groups: dict[str, list[str]] = field(default_factory=lambda: {
+        "real": ["a", "b", "c"], "seen": ["s1", "s2", "s3"], "unseen": ["s4", "s5", "s6"]})
+    resident: bool = False
+
+    def __post_init__(self):
+        if self.subset not in (5, 10, 25, 50, 100):
+            raise ValueError(f"data.subset is {self.subset}, expected 5, 10, 25, 50 or 100.")
+        if not 0 <= self.holdout_fraction < 1:
+            raise ValueError(f"data.holdout_fraction is {self.holdout_fraction}, expected 0 up to below 1.")
+
+
+@dataclass
+class SceneData:
+    """A data set in the TAU layout: its folder, name, and all rows of meta.csv."""
+
+    root: Path
+    name: str
+    meta: pd.DataFrame
+
+    @property
+    def class_names(self) -> list[str]:
+        """Scene labels in index order (alphabetical, over the whole meta.csv)."""
+        return sorted(self.meta.scene_label.unique())
+
+    def split(self, name: str) -> pd.DataFrame:
+        """Return the rows of meta.csv that the list `name` ("split25", "test") holds, in the order of meta.csv.
+
+        Raises:
+            DataError: no such list; a list row that meta.csv does not have; a label that differs.
+        """
+        path = self.list_path(name)
+        listed = read_table(path, ("filename", "scene_label"))
+        rows = self.meta[self.meta.filename.isin(listed.filename)].reset_index(drop=True)
+        unknown = listed[~listed.filename.isin(self.meta.filename)]
+        if len(unknown):
+            raise DataError(f"{path}: {len(unknown)} of {len(listed)} files are not in meta.csv, the first is "
+                            f"{unknown.filename.iloc[0]}; list and meta.csv must be of the same data set.")
+        labels = listed.set_index("filename").scene_label.loc[rows.filename].to_numpy()
+        differ = rows.scene_label.to_numpy() != labels
+        if differ.any():
+            raise DataError(f"{path}: {rows.filename[differ].iloc[0]} is {labels[differ][0]!r} here and "
+                            f"{rows.scene_label[differ].iloc[0]!r} in meta.csv; get both again.")
+        return rows
+
+    def list_path(self, name: str) -> Path:
+        inside = self.root / "split_setup" / f"{name}.csv"
+        return inside if inside.is_file() or not (self.root / f"{name}.csv").is_file() else self.root / f"{name}.csv"
+
+    def labels(self, rows: pd.DataFrame) -> np.ndarray:
+        return rows.scene_label.map({name: i for i, name in enumerate(self.class_names)}).to_numpy(np.int64)
+
+
+def open_data(root: str | Path) -> SceneData:
+    """Open a folder in the TAU layout. A dataset.json with a `name` names it; TAU's own files are known by their counts."""
+    root = Path(root)
+    if not root.is_dir():
+        raise DataError(f"{root}: no such data folder; give the one that holds meta.csv (--data FOLDER).")
+    meta = read_table(root / "meta.csv", META_COLUMNS)
+    card = root / "dataset.json"
+    if card.is_file():
+        name = json.loads(card.read_text(encoding="utf-8"))["name"]
+    else:
+        name = TAU_NAME if len(meta) == published_counts()["meta"]["all"] else root.resolve().name
+    return SceneData(root, name, meta)
+
+
+def published_counts() -> dict[str, dict[str, int]]:
+    """Counts of TAU 2022 Mobile by list and device (column `all`: clips), as published with the split lists."""
+    table = pd.read_csv(COUNTS, index_col="list")
+    return {name: {key: int(value) for key, value in row.dropna().items()} for name, row in table.iterrows()}
+
+
+def verify(data: SceneData, split_names: Sequence[str]) -> Report:
+    """Compare tables and disk: missing and extra files, counts per device and class, published counts for TAU.
+
+    Damaged files show when they are decoded (build_cache); `Report.broken` is filled by `prepare`.
+    """
+    report = Report()
+    on_disk = {p.relative_to(data.root).as_posix() for p in (data.root / "audio").glob("*") if p.is_file()}
+    report.extra = sorted(on_disk - set(data.meta.filename))
+    needed: set[str] = set()
+    for name in split_names:
+        rows = data.split(name)
+        needed |= set(rows.filename)
+        report.counts[f"{name}: {len(rows)} clips"] = pd.crosstab(rows.scene_label, rows.source_label, margins=True)
+        expected = published_counts().get(name, {}) if data.name == TAU_NAME else {}
+        found = {"all": len(rows), **rows.source_label.value_counts()}
+        report.differences += [f"{name}: {found.get(key, 0)} clips of {key}, published {count}"
+                               for key, count in expected.items() if found.get(key, 0) != count]
+    report.missing = sorted(needed - on_disk)
+    return report
+
+
+def hold_out(rows: pd.DataFrame, fraction: float, seed: int = 0) -> np.ndarray:
+    """Return bool (N,): the clips held out of training, whole locations, near `fraction` of every device and class."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    if fraction <= 0:
+        return np.zeros(len(rows), bool)
+    n_folds = max(2, round(1 / fraction))
+    if rows.identifier.nunique() < n_folds:
+        raise DataError(f"a hold-out of {fraction:g} needs {n_folds} locations, the training list has "
+                        f"{rows.identifier.nunique()}; raise data.holdout_fraction.")
+    strata = (rows.source_label + "/" + rows.scene_label).to_numpy()
+    folds = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
+    import warnings
+
+    with warnings.catch_warnings():  # a device and class with fewer clips than folds is no fault here
+        warnings.simplefilter("ignore", UserWarning)
+        _, held = next(folds.split(rows, strata, groups=rows.identifier))
+    mask = np.zeros(len(rows), bool)
+    mask[held] = True
+    return mask
+
+
+class Clips(Dataset):
+    """Decoded clips with label and device; an item is a whole batch, read at once.
+
+    Args:
+        rows: their rows of meta.csv; cache: their waveforms, in the same order; labels: (N,).
+        resident: leave the waveforms to the training device; a batch then holds row numbers only.
+    """
+
+    def __init__(self, rows: pd.DataFrame, cache: ClipCache, cache_rows: np.ndarray, labels: np.ndarray, resident: bool = False):
+        self.rows, self.cache, self.cache_rows, self.resident = rows, cache, cache_rows, resident
+        self.labels = torch.from_numpy(labels)
+        self.devices = rows.source_label.to_numpy()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def select(self, keep: np.ndarray) -> "Clips":
+        """Return the clips where `keep` (N,) is true."""
+        keep = np.flatnonzero(keep)
+        return Clips(self.rows.iloc[keep].reset_index(drop=True), self.cache, self.cache_rows[keep],
+                     self.labels[keep].numpy(), self.resident)
+
+    def waveforms(self, items: Sequence[int]) -> Tensor:
+        """Return waveforms (B, 1, T), float32, full scale ±1."""
+        return torch.from_numpy(self.cache.read(self.cache_rows[items]))[:, None]
+
+    def __getitems__(self, places: list[tuple[int, int, int]]) -> dict:
+        """Return a batch from (row, position in the whole batch, clips in the whole batch): see BatchSampler."""
+        items = [row for row, _, _ in places]
+        batch = {"item": torch.tensor(items), "label": self.labels[items], "device": list(self.devices[items]),
+                 "position": torch.tensor([position for _, position, _ in places]), "n_clips": places[0][2]}
+        if not self.resident:
+            batch["waveform"] = self.waveforms(items)
+        return batch
+
+    def loader(self, batch_size: int, shuffle: bool = False, seed: int = 0, rank: int = 0, world_size: int = 1,
+               n_workers: int = 0) -> DataLoader:
+        """Return a loader of whole batches; see common/training/sampling.py for what makes it repeatable."""
+        sampler = BatchSampler(len(self), batch_size, seed, shuffle, rank, world_size)
+        return DataLoader(self, batch_sampler=sampler, collate_fn=_as_is, num_workers=n_workers,
+                          persistent_workers=n_workers > 0, pin_memory=torch.cuda.is_available() and not self.resident)
+
+
+def _as_is(batch: dict) -> dict:
+    return batch
+
+
+def load_clips(data: SceneData, split_name: str, config: DataConfig, cache_root: str | Path) -> Clips:
+    """Decode a split (once) and return its usable clips; `clips.cache.problems` names the others.
+
+    Raises:
+        DataError: no clip is usable.
+    """
+    rows = data.split(split_name)
+    cache = build_cache(cache_root, data.root, list(rows.filename), config.format, title=f"decode {split_name}")
+    if not cache.usable.any():
+        raise DataError(f"{data.root}: none of the {len(rows)} clips of {split_name} can be used; the first: "
+                        f"{next(iter(cache.problems.values()))}")
+    kept = np.flatnonzero(cache.usable)
+    rows = rows.iloc[kept].reset_index(drop=True)
+    return Clips(rows, cache, kept, data.labels(rows), config.resident)
+
+
+def dataset_card(data: SceneData, config: DataConfig, clips: dict[str, Clips]) -> dict:
+    """Return the `dataset` part of a result file: name, hash, expected and found counts, skipped files."""
+    names = {"train": f"split{config.subset}", "test": "test"}
+    expected = {part: published_counts().get(names[part], {}).get("all") if data.name == TAU_NAME
+                else len(data.split(names[part])) for part in clips}
+    skipped = {file: reason for part in clips.values() for file, reason in part.cache.problems.items()}
+    rows = pd.concat([data.split(names[part]) for part in clips])
+    return {"name": data.name, "manifest_sha256": manifest_hash(rows), "expected": expected,
+            "found": {part: len(part_clips) for part, part_clips in clips.items()},
+            "skipped": {file: reason.replace(str(data.root), "DATA") for file, reason in skipped.items()}}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="folder that holds meta.csv and audio/")
+    parser.add_argument("--cache", required=True, help="folder for decoded clips")
+    parser.add_argument("--config", required=True, help="YAML whose data section applies")
+    parser.add_argument("overrides", nargs="*")
+    args, overrides = parser.parse_known_args(argv)
+    from task1_asc.config import load_config
+
+    try:
+        config = load_config(args.config, overrides)[0].data
+        data = open_data(args.data)
+        report = verify(data, (f"split{config.subset}", "test"))
+        for name in (f"split{config.subset}", "test"):
+            report.broken |= {file: reason for file, reason in load_clips(data, name, config, args.cache).cache.problems.items()
+                              if file not in report.missing}
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
+    print(f"{data.name} in {data.root}\n{report.text()}")
+    if not report.complete:
+        print("The data are not complete: the run goes on with what is there, and every result says `partial data`.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""Weights and inputs that depend on nothing but a name or a seed, so that nobody has to ship them.
+
+The rule (numpy's old `RandomState`, float64, then cast):
+- weights: standard normal numbers from the seed CRC-32 of the tensor's published name. Tensors of two or more
+  dimensions are divided by the square root of the size of one output (product of all dimensions but the first).
+  Vectors and scalars become 1 + x/10 if their name ends in "weight", 1 + |x|/10 if it ends in "running_var", else x/10.
+- inputs: scale times standard normal numbers from a given seed, float32.
+"""
+
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def filled_tensor(name: str, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return the floating-point tensor that the rule gives to `name`."""
+    shape = tuple(shape)
+    x = np.asarray(np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape))
+    if name.endswith("running_var"):
+        x = 1 + 0.1 * abs(x)
+    elif len(shape) > 1:
+        x = x / np.sqrt(np.prod(shape[1:]))
+    elif name.endswith("weight"):
+        x = 1 + 0.1 * x
+    else:
+        x = 0.1 * x
+    return torch.from_numpy(np.asarray(x)).reshape(shape).to(dtype)
+
+
+def probe(shape: Sequence[int], seed: int, scale: float) -> Tensor:
+    """Return the input of a vector, float32."""
+    noise = np.random.RandomState(seed).standard_normal(tuple(shape))
+    return torch.from_numpy(np.asarray(scale * noise, dtype=np.float32))
+
+
+def other_seed(seed: int) -> int:
+    """Return the seed of the noise that replaces a probe, to see whether an output depends on its input."""
+    return (seed + 1_000_003) % 2**32
