@@ -6,7 +6,6 @@ Run:  python -m task1_asc.train --config task1_asc/configs/dcase2025/general.yam
 Killed at any moment, the same command goes on; a resumed CPU run ends with the same weights, bit for bit.
 """
 import argparse
-import resource
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import nn
 
 from common.config import ConfigError, config_hash, dump_yaml
 from common.files import write_atomically, write_json, write_text
+from common.results.records import environment
 from common.training.distributed import process_rank
 from common.training.loop import Hardware, fit
 from task1_asc.config import Task1Config, load_config
@@ -164,7 +164,7 @@ def run_training(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     if process_rank() == 0:
         log |= {"seed": args.seed, "recipe": recipe_name(args.config), "smoke": args.smoke, "config": resolved,
                 "config_sha256": config_hash(resolved), "dataset": dataset_card(data, config.data, {"train": clips}),
-                "train_s": round(time.monotonic() - started, 1), "peak_memory_mb": peak_memory_mb()}
+                "training": environment(time.monotonic() - started)}
         write_json(args.run / "train.json", log)
         print(f"wrote {args.run / 'weights.pt'}")
 
@@ -173,11 +173,6 @@ def recipe_name(config: Path) -> str:
     """dcase2025/general for …/configs/dcase2025/general.yaml; the file's name for a config outside configs/."""
     parts = config.resolve().with_suffix("").parts
     return "/".join(parts[parts.index("configs") + 1:]) if "configs" in parts else parts[-1]
-
-
-def peak_memory_mb() -> float:
-    """Largest memory of this process so far, MB (host)."""
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from common.files import write_atomically
+from common.nn.weights import WeightsError, container_devices, load_published, load_state_dict_file
 from task1_asc.config import Task1Config
 from task1_asc.model import DeviceModels
 
@@ -25,12 +26,24 @@ def save_network(network: nn.Module, path: Path, class_names: list[str]) -> None
 def load_network(path: Path, config: Task1Config, class_names: list[str]) -> nn.Module:
     """Build the network of `config` and fill it from `path`: a general model or a container, ours or published.
 
+
+    Raises:
+        WeightsError: missing or unsafe file, keys or shapes of another network, other class names.
     """
-    state = torch.load(path, weights_only=True)["state_dict"]
+    state = load_state_dict_file(path)  # first: it says in a sentence why a file cannot be read
+    found = read_class_names(path)
+    if found is not None and found != class_names:
+        raise WeightsError(f"{path}: trained for the classes {found}, the data have {class_names}; use weights trained on "
+                           "these classes.")
     network = config.model(len(class_names))
-    if next(iter(state)).startswith(CONTAINER):
-        devices = sorted({name.split(".")[2] for name in state if name.startswith(CONTAINER + "device_models.")})
+    devices = container_devices(state)
+    if devices:
         network = DeviceModels(network, devices)
-    prefix = CONTAINER if isinstance(network, DeviceModels) else GENERAL
-    network.load_state_dict({name.removeprefix(prefix): tensor for name, tensor in state.items()})
+    load_published(network, state, "dcase_baseline")
     return network
+
+
+def read_class_names(path: Path) -> list[str] | None:
+    """Return the class order in a file of ours; published files do not say theirs (it is alphabetical)."""
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    return content.get("class_names")

@@ -41,7 +41,7 @@ def render(text: str, build: Callable[[str], str | None], where: str) -> str:
     """
     opened, closed = OPENING.findall(text), [match["name"] for match in BLOCK.finditer(text)]
     for name in opened:
-        if name not in closed:
+        if opened.count(name) != closed.count(name):
             raise BlockError(
                 f"{where}, block {name}: has no `<!-- /table -->` line of its own; add it below the table."
             )

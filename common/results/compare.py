@@ -169,8 +169,8 @@ def usable_records(records: Iterable[Mapping]) -> tuple[list[Mapping], list[str]
             kept += group
         else:
             problems.append(
-                f"{recipe} ({split}): records of {len(hashes)} configurations ({', '.join(hashes)}) share this "
-                "name, so none is compared; give the changed config a name of its own."
+                f"{recipe} ({split}): records of {len(hashes)} configurations ({', '.join(hashes)}) share "
+                "this name, so none is compared; give the changed config a name of its own."
             )
     return kept, problems
 

@@ -31,6 +31,7 @@ from common.results.compare import (
 from common.results.records import metric, read_records
 
 NONE = "–"
+OVER_SEEDS, OVER_LOCATIONS = (f"{100 * LEVEL:.0f} % interval over {what}" for what in ("seeds", "locations"))
 TASK1_2025 = ("dcase2025/general", "dcase2025/device_specific")
 TASK1_2024 = tuple(f"dcase2024/split{percent}" for percent in (5, 10, 25, 50, 100))
 
@@ -44,8 +45,7 @@ class Results(NamedTuple):
 
 @dataclass(frozen=True)
 class Table:
-    """A named table: the task whose results it shows, what it is about, and the function Results →
-    Markdown."""
+    """A named table: the task whose results it shows, its title, and the function Results → Markdown."""
 
     task: str
     title: str
@@ -55,8 +55,7 @@ class Table:
 def load_results(
     results: str | Path, task: str, runs: str | Path | None = None, published: str | Path | None = None
 ) -> tuple[Results, list[str]]:
-    """Read `published`/<task>.csv (default: `results`/published) and the records below `results`/<task> and
-    `runs`.
+    """Read `published`/<task>.csv (default: results/published), the records of results/<task> and of `runs`.
 
     Returns:
         the results, and one sentence for each file or record that is not used.
@@ -67,23 +66,18 @@ def load_results(
         records, problems = records + found.records, problems + found.problems
     foreign = [record for record in records if record["task"] != task]
     if runs is None:
-        problems += [
-            f"{r['path']}: is a record of {r['task']}; move it to results/{r['task']}." for r in foreign
-        ]
+        problems += [f"{r['path']}: is of {r['task']}; move it to results/{r['task']}." for r in foreign]
     usable, unused = usable_records([record for record in records if record["task"] == task])
     table = read_published(Path(published or Path(results) / "published") / f"{task}.csv")
     return Results(table, usable), problems + unused
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table with columns padded to equal width, so that it also reads well as plain
-    text."""
+    """Return a Markdown table, columns padded to equal width so that it also reads well as plain text."""
     cells = [list(header), *[list(row) for row in rows]]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
-    lines = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
-        for row in cells
-    ]
+    padded = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in cells]
+    lines = [f"| {' | '.join(row)} |" for row in padded]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     return "\n".join(lines)
 
@@ -94,6 +88,10 @@ def plus_minus(value: float, spread: float | None) -> str:
 
 def span(interval: tuple[float, float] | None, sign: str = "") -> str:
     return NONE if interval is None else f"{interval[0]:{sign}.2f} … {interval[1]:{sign}.2f}"
+
+
+def signed(value: float) -> str:
+    return f"{round(value, 2) + 0.0:+.2f}"  # adding zero turns -0.00 into +0.00
 
 
 def counted(text: str, n: int | None, noun: str) -> str:
@@ -111,20 +109,10 @@ def comparison_table(
 
     Args:
         metrics, split: as in `compare`.
-        part: heading of a second column that names the part of the metric (the device of
-            "device_accuracy/a").
+        part: heading of a second column, for the part of the metric ("device": a of "device_accuracy/a").
     """
-    percent = f"{LEVEL:.0%}".replace("%", " %")
-    header = [
-        "recipe",
-        *([part] if part else []),
-        "published, %",
-        "measured, %",
-        f"{percent} interval over seeds",
-        f"{percent} interval over locations",
-        "difference",
-        "verdict",
-    ]
+    header = ["recipe", *([part] if part else []), "published, %", "measured, %", OVER_SEEDS, OVER_LOCATIONS]
+    header += ["difference", "verdict"]
     rows = []
     for row in compare(results.published, results.records, systems, metrics, split):
         name = [row.metric.partition("/")[2]] if part else []
@@ -141,60 +129,39 @@ def measured_cells(row: Row) -> list[str]:
     if not row.measured:
         return [NONE] * 4
     measured = counted(plus_minus(row.mean, row.sd), len(row.measured), "seed")
-    return [
-        measured,
-        span(seed_interval(row.measured)),
-        span(row.location_interval),
-        f"{row.difference:+.2f}",
-    ]
+    return [measured, span(seed_interval(row.measured)), span(row.location_interval), signed(row.difference)]
 
 
 def gain_table(results: Results, system: str, reference: str, split: str = "test") -> str:
-    """Return the paired difference of two systems on the same clips, per device and group, in percentage
-    points.
+    """Return the paired differences of two systems on the same clips, in percentage points.
 
     The measured difference and its interval come from the records of `system` ("comparison", resampled in
     pairs), the published one from the two published rows.
     """
-    records = [
-        r
-        for r in results.records
-        if (r["recipe"], r["split"]) == (system, split)
-        and r.get("comparison")
-        and r["comparison"].get("against") == reference
-        and why_not_comparable(r) is None
-    ]
+    records = [r for r in results.records if (r["recipe"], r["split"]) == (system, split)]
+    records = [r for r in records if (r.get("comparison") or {}).get("against") == reference]
+    records = [r for r in records if why_not_comparable(r) is None]
     table = results.published[results.published["split"] == split].set_index(["system", "metric"])["value"]
     names = [name for name in table[system].index if not name.startswith("class_")]
     names += [f"groups/{name}" for name in (records[0]["comparison"].get("groups", {}) if records else {})]
     rows = []
     for name in names:
-        published = (
-            f"{table[system, name] - table[reference, name]:+.2f}" if (system, name) in table.index else NONE
-        )
+        known = (system, name) in table.index
+        published = signed(table[system, name] - table[reference, name]) if known else NONE
         found = [metric({"metrics": record["comparison"]}, name) for record in records]
         found = [entry for entry in found if entry is not None]
         measured, interval = NONE, NONE
         if found:
-            differences = [100 * entry["difference"] for entry in found]
-            measured = counted(f"{np.mean(differences):+.2f}", len(found), "seed")
+            difference = 100 * np.mean([entry["difference"] for entry in found])
+            measured = counted(signed(difference), len(found), "seed")
             interval = span(tuple(100 * np.mean([entry["interval"] for entry in found], axis=0)), "+")
-        rows.append(
-            [
-                name.replace("device_accuracy/", "device ").replace("groups/", "devices: ").replace("_", " "),
-                published,
-                measured,
-                interval,
-            ]
-        )
-    return markdown(
-        ["accuracy", "published, points", "measured, points", "95 % interval over locations, paired"], rows
-    )
+        label = name.replace("device_accuracy/", "device ").replace("groups/", "devices: ").replace("_", " ")
+        rows.append([label, published, measured, interval])
+    return markdown(["accuracy", "published, points", "measured, points", f"{OVER_LOCATIONS}, paired"], rows)
 
 
 def ranking_table(results: Results, prefix: str, split: str = "evaluation") -> str:
-    """Return a challenge's team ranking: systems below `prefix`, single entries (name ending in _<number>)
-    apart."""
+    """Return a challenge's team ranking: systems below `prefix`, without single entries (`…_<number>`)."""
     table = results.published
     team = table["system"].str.startswith(prefix) & ~table["system"].str.contains(r"_\d+$")
     ranking = table[team & (table["split"] == split) & (table["metric"] == "macro_accuracy")]
@@ -207,31 +174,22 @@ def ranking_table(results: Results, prefix: str, split: str = "evaluation") -> s
 
 
 def other_data_table(results: Results) -> str:
-    """Return all runs that may not be compared, one table per kind of data, each under a heading that says
-    which."""
+    """Return the runs that may not be compared, per kind of data, under headings that say which."""
     groups: dict[str, dict[tuple, list[Mapping]]] = {}
     for record in results.records:
         reason = why_not_comparable(record)
         if reason is not None:
-            row = (record["recipe"], record["split"], record["status"], record["config_sha256"])
+            data = str(record["dataset"].get("manifest_sha256"))
+            row = (record["recipe"], record["split"], record["status"], record["config_sha256"], data)
             groups.setdefault(_data_heading(record, reason), {}).setdefault(row, []).append(record)
     if not groups:
         return "No runs on other data."
-    header = [
-        "recipe",
-        "split",
-        "status",
-        "clips",
-        "macro accuracy, %",
-        "95 % interval over locations",
-        "chance, %",
-    ]
+    header = ["recipe", "split", "status", "clips", "macro accuracy, %", OVER_LOCATIONS, "chance, %"]
     parts = []
     for heading in sorted(groups):
         rows = [_other_row(row, records) for row, records in sorted(groups[heading].items())]
-        parts.append(
-            f"**{heading}: not to be compared with any published number**\n\n{markdown(header, rows)}"
-        )
+        title = f"**{heading}: not to be compared with any published number**"
+        parts.append(f"{title}\n\n{markdown(header, rows)}")
     return "\n\n".join(parts)
 
 
@@ -245,23 +203,23 @@ def _data_heading(record: Mapping, reason: str) -> str:
 
 
 def _other_row(row: tuple, records: Sequence[Mapping]) -> list[str]:
-    recipe, split, status, _ = row
+    recipe, split, status, *_ = row
     values = [100 * value for r in records if (value := metric(r, "macro_accuracy")) is not None]
-    measured = (
-        counted(plus_minus(np.mean(values), standard_deviation(values)), len(values), "seed")
-        if values
-        else NONE
-    )
-    clips = {record["metrics"].get("n_items") for record in records}
+    measured = NONE
+    if values:
+        measured = counted(plus_minus(np.mean(values), standard_deviation(values)), len(values), "seed")
+    scored = sorted({record["metrics"].get("n_items") or 0 for record in records})
     n_classes = len(records[0]["metrics"].get("class_names") or [])
+    clips = "/".join(f"{n:,}" for n in scored)
+    chance = f"{100 / n_classes:.2f}" if n_classes else NONE
     return [
         f"`{recipe}`",
         split,
         status,
-        "/".join(f"{n:,}" for n in sorted(n for n in clips if n)) or NONE,
+        clips,
         measured,
         span(mean_bounds(records, "macro_accuracy")),
-        f"{100 / n_classes:.2f}" if n_classes else NONE,
+        chance,
     ]
 
 

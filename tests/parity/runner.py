@@ -148,13 +148,12 @@ class Runner:
         return []
 
     def _find(self, vector: Vector, name: str) -> list[Vector]:
+        """Return the vectors called `name`, from the nearest place that has one."""
         if beside := vector.sibling(name):
             return [beside]
-        folders = [self.root, *self.root.resolve().parents[:1], KNOWN_VECTORS]
-        for folder in folders:
-            if found := [v for v in find_vectors(folder) if v.name == name] if folder.is_dir() else []:
-                return found
-        return []
+        beside_root = [v for folder in sorted(self.root.resolve().parent.iterdir()) if (v := Vector(folder, name)).exists()]
+        below = [v for folder in (self.root, KNOWN_VECTORS) for v in find_vectors(folder) if v.name == name]
+        return below[:1] or beside_root[:1]
 
 
 def summary(outcomes: list[Outcome]) -> str:

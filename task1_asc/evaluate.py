@@ -1,0 +1,208 @@
+"""Predict a split, then score the prediction file.
+
+Flow: weights.pt + clips → **predictions.csv** → **scores** → result JSON.
+Run:  python -m task1_asc.evaluate predict --run RUN --data FOLDER --cache CACHE [--weights FILE]
+      python -m task1_asc.evaluate score --run RUN --results FOLDER [--against RUN_OF_BASE]
+Scoring needs the prediction file alone, never the model. Published checkpoints: predict --weights FILE.
+
+predictions.csv: filename, scene_label, identifier, source_label, then one column of logits per class, in class order.
+"""
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from common.complexity import complexity
+from common.config import config_hash
+from common.data.manifest import DataError, read_table
+from common.files import write_json, write_text
+from common.metrics.bootstrap import (
+    accuracy_intervals,
+    comparison_for_record,
+    intervals_for_record,
+    paired_differences,
+)
+from common.metrics.classification import classification_scores
+from common.results.records import new_record, write_record
+from task1_asc.config import Task1Config, load_config
+from task1_asc.data import META_COLUMNS, TAU_NAME, Clips, dataset_card, load_clips, open_data
+from task1_asc.model import DeviceModels
+from task1_asc.weights import load_network
+
+BUILT_IN = "built-in data"
+
+
+@torch.no_grad()
+def predict_logits(network: nn.Module, front_end: nn.Module, clips: Clips, precision: str = "fp16",
+                   device: str = "cpu", batch_size: int = 256) -> np.ndarray:
+    """Return logits (N, K) of every clip once, by the model of its own device where `network` holds several.
+
+    fp16: weights and log mel are rounded to half. A GPU then computes in half, as published; a CPU, which is slow in
+    half, computes in float32 from the rounded values (logits differ by less than 0.02).
+    """
+    half = precision == "fp16"
+    compute = torch.float16 if half and device != "cpu" else torch.float32
+    network = _copy_in_precision(network, half, compute).to(device).eval()
+    front_end, logits = front_end.to(device).eval(), None
+    for batch in tqdm(clips.loader(batch_size), desc="predict", unit="batch", mininterval=2):
+        waveform = batch["waveform"] if "waveform" in batch else clips.waveforms(batch["item"].numpy())
+        log_mel = front_end(waveform.to(device))
+        log_mel = log_mel.half().to(compute) if half else log_mel
+        devices = {"devices": batch["device"]} if isinstance(network, DeviceModels) else {}
+        out = network(log_mel.contiguous(memory_format=torch.channels_last), **devices)["logits"].float().cpu().numpy()
+        logits = np.zeros((len(clips), out.shape[1]), np.float32) if logits is None else logits
+        logits[batch["item"].numpy()] = out
+    return logits
+
+
+def _copy_in_precision(network: nn.Module, half: bool, compute: torch.dtype) -> nn.Module:
+    import copy
+
+    network = copy.deepcopy(network)
+    if half:
+        network = network.half()
+    return network.to(compute).to(memory_format=torch.channels_last)
+
+
+def write_predictions(path: Path, clips: Clips, logits: np.ndarray, class_names: Sequence[str]) -> None:
+    table = pd.concat([clips.rows[list(META_COLUMNS)], pd.DataFrame(logits, columns=list(class_names))], axis=1)
+    write_text(path, table.to_csv(index=False, float_format="%.6g"))
+
+
+def read_predictions(path: Path) -> tuple[pd.DataFrame, np.ndarray, list[str]]:
+    """Return (rows of meta.csv, logits (N, K), class names); DataError says what is wrong with the file."""
+    table = read_table(path, META_COLUMNS, separator=",")
+    class_names = [column for column in table.columns if column not in META_COLUMNS]
+    try:
+        logits = table[class_names].astype(np.float32).to_numpy()
+    except ValueError as error:
+        raise DataError(f"{path}: a logit is not a number ({error}); predict again.") from None
+    if unknown := sorted(set(table.scene_label) - set(class_names)):
+        raise DataError(f"{path}: no column for the class {unknown[0]!r}; columns are {class_names}.")
+    return table[list(META_COLUMNS)], logits, class_names
+
+
+def predict(args: argparse.Namespace, overrides: Sequence[str]) -> None:
+    config, resolved, log = run_config(args, overrides)
+    data = open_data(args.data)
+    clips = load_clips(data, args.split, config.data, args.cache)
+    weights = args.weights or args.run / "weights.pt"
+    network = load_network(weights, config, data.class_names)
+    front_end = config.front_end()
+    device = "cuda" if args.device in ("gpu", "cuda") or (args.device == "auto" and torch.cuda.is_available()) else "cpu"
+    logits = predict_logits(network, front_end, clips, config.test_precision, device)
+    write_predictions(args.run / "predictions.csv", clips, logits, data.class_names)
+    one_model = network.base_model if isinstance(network, DeviceModels) else network
+    found = complexity(one_model, (1, 1, front_end.n_mels, front_end.n_frames(config.data.format.n_samples)))
+    card = dataset_card(data, config.data, {"test": clips})
+    train_card = log.get("dataset")
+    if train_card:
+        card = {**card, **{key: {**train_card[key], **card[key]} for key in ("expected", "found", "skipped")},
+                "manifest_sha256": {"train": train_card["manifest_sha256"], "test": card["manifest_sha256"]}}
+    from common.files import sha256
+
+    write_json(args.run / "predictions.json", {
+        "split": args.split, "dataset": card, "config": resolved, "device_groups": config.data.device_groups,
+        "trained_devices": sorted(log.get("trained_devices", [])), "test_precision": config.test_precision,
+        "weights": {"file": weights.name, "sha256": sha256(weights), "given": args.weights is not None},
+        "complexity": {"parameters": found.parameters, "macs": found.macs, "bytes_fp16": found.bytes}})
+    print(f"wrote {args.run / 'predictions.csv'} ({len(clips)} clips)")
+
+
+def run_config(args, overrides) -> tuple[Task1Config, dict, dict]:
+    """The config a run was trained with, or --config for published weights."""
+    trained = args.run / "train.json"
+    log = json.loads(trained.read_text(encoding="utf-8")) if trained.is_file() else {}
+    if args.config:
+        return *load_config(args.config, overrides), log
+    if not log:
+        raise DataError(f"{args.run}: no train.json; train first, or give --config with --weights.")
+    from common.config import build
+
+    return *build(Task1Config, log["config"], overrides, where=str(trained)), log
+
+
+def score(args: argparse.Namespace) -> None:
+    """Score a run's predictions.csv and write its result JSON."""
+    about = json.loads((args.run / "predictions.json").read_text(encoding="utf-8"))
+    trained = args.run / "train.json"
+    log = json.loads(trained.read_text(encoding="utf-8")) if trained.is_file() else {}
+    rows, logits, class_names = read_predictions(args.run / "predictions.csv")
+    labels = rows.scene_label.map({name: i for i, name in enumerate(class_names)}).to_numpy()
+    groups = complete_groups(about["device_groups"], rows.source_label.unique(), about["trained_devices"])
+    metrics = classification_scores(logits, labels, rows.source_label, class_names, groups)
+    correct = logits.argmax(1) == labels
+    units = rows[args.resample].to_numpy()
+    intervals = accuracy_intervals(correct, labels, rows.source_label, groups, units)
+    comparison = None
+    if args.against:
+        other_rows, other_logits, _ = read_predictions(args.against / "predictions.csv")
+        if not other_rows.filename.equals(rows.filename):
+            raise DataError(f"{args.against}: predictions of other clips than {args.run}; predict both on the same data.")
+        differences = paired_differences(correct, other_logits.argmax(1) == labels, labels, rows.source_label, groups, units)
+        comparison = comparison_for_record(differences, against=args.against_recipe or args.against.parent.name)
+    record = new_record(
+        task="task1_asc", recipe=log.get("recipe", args.recipe), seed=log.get("seed", 0), split=about["split"],
+        status=status(about["dataset"], log), dataset=about["dataset"], config=about["config"],
+        config_sha256=config_hash(about["config"]), weights=about["weights"],
+        metrics=metrics, intervals=intervals_for_record(intervals, args.resample), comparison=comparison,
+        complexity=about["complexity"], history=log.get("history", []),
+        wall_time_s=log.get("training", {}).get("wall_time_s")) | {"training": log.get("training")}
+    path = write_record(record, args.results)
+    print(f"macro accuracy {100 * metrics['macro_accuracy']:.2f} %  ({metrics['n_items']} clips, {record['status']})  {path}")
+
+
+def status(card: dict, log: dict) -> str:
+    """complete | partial data | built-in data | other data | smoke: what a result may be set beside."""
+    if log.get("smoke"):
+        return "smoke"
+    if card["name"] == BUILT_IN:
+        return BUILT_IN
+    if card["name"] != TAU_NAME:
+        return "other data"
+    return "complete" if card["found"] == card["expected"] else "partial data"
+
+
+def complete_groups(groups: dict[str, list[str]], devices: Sequence[str], trained: Sequence[str]) -> dict[str, list[str]]:
+    """Return the groups, with devices that none of them names added to `seen` or `unseen` by whether they trained."""
+    named = {device for members in groups.values() for device in members}
+    groups = {name: list(members) for name, members in groups.items()}
+    for device in sorted(set(devices) - named):
+        groups.setdefault("seen" if device in trained else "unseen", []).append(device)
+    return groups
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parts = parser.add_subparsers(dest="what", required=True)
+    predicting, scoring = parts.add_parser("predict"), parts.add_parser("score")
+    for part in (predicting, scoring):
+        part.add_argument("--run", type=Path, required=True, help="run folder")
+    predicting.add_argument("--data", type=Path, required=True)
+    predicting.add_argument("--cache", type=Path, required=True)
+    predicting.add_argument("--config", type=Path, help="for weights without a run: the config they belong to")
+    predicting.add_argument("--weights", type=Path, help="weights to use instead of the run's own, ours or published")
+    predicting.add_argument("--split", default="test", help="list to predict: test, or split25 and the like")
+    predicting.add_argument("--device", default="auto")
+    scoring.add_argument("--results", type=Path, required=True, help="folder the result JSON goes to")
+    scoring.add_argument("--against", type=Path, help="run of the general model, for the paired difference")
+    scoring.add_argument("--against-recipe", help="its name in the result")
+    scoring.add_argument("--recipe", help="name in the result where the run was not trained here")
+    scoring.add_argument("--resample", default="identifier", choices=META_COLUMNS,
+                         help="what the interval resamples: locations (identifier); clips are not independent")
+    args, overrides = parser.parse_known_args(argv)
+    try:
+        predict(args, overrides) if args.what == "predict" else score(args)
+    except (ValueError, OSError) as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()
