@@ -2,10 +2,11 @@
 
 Flow: network + input shape → **complexity** → result JSON, submission package.
 
-The rule (DCASE 2025 task 1): torchinfo's `total_mult_adds` for one item on a float32 copy. It adds up `weight` and `bias`
-parameters of leaf modules: in convolutions times the output positions, elsewhere once. Pooling, activations, sums,
-functional calls and parameters with other names (a norm's `gamma`, the kernels of a dynamic convolution) count 0.
-Memory is parameters times bytes of their type; buffers such as BatchNorm statistics are free.
+The rule (DCASE 2025 task 1): torchinfo's `total_mult_adds` for one item on a float32 copy. It adds up
+`weight` and `bias` parameters of leaf modules: in convolutions times the output positions, elsewhere once.
+Pooling, activations, sums, functional calls and parameters with other names (a norm's `gamma`, the kernels of
+a dynamic convolution) count 0. Memory is parameters times bytes of their type; buffers such as BatchNorm
+statistics are free.
 """
 
 from copy import deepcopy
@@ -51,21 +52,25 @@ def complexity(model: nn.Module, input_shape: tuple[int, ...], dtype: str = "fp1
 
     Args:
         input_shape: for example (1, 1, 256, 65), batch · channels · mel bins · frames.
-        dtype: how the weights will be stored: fp32, fp16, bf16 or int8. For int8 the copy's BatchNorms are folded into
-            the convolutions first, as quantisation does; weights then cost 1 byte and biases 4.
+        dtype: how the weights will be stored: fp32, fp16, bf16 or int8. For int8 the copy's BatchNorms are
+            folded into the convolutions first, as quantisation does; weights then cost 1 byte and biases 4.
 
     Raises:
         ValueError: a quantised model, a container of device models, a batch other than 1 or an unknown dtype.
     """
     if dtype not in BYTES_PER_PARAMETER:
-        raise ValueError(f"dtype {dtype!r} has no byte size here: choose one of {', '.join(BYTES_PER_PARAMETER)}.")
+        raise ValueError(
+            f"dtype {dtype!r} has no byte size here: choose one of {', '.join(BYTES_PER_PARAMETER)}."
+        )
     if input_shape[0] != 1:
-        raise ValueError(f"input_shape {tuple(input_shape)} has a batch of {input_shape[0]}: the rule counts one item.")
+        raise ValueError(
+            f"input_shape {tuple(input_shape)} has a batch of {input_shape[0]}: the rule counts one item."
+        )
     if hasattr(model, "get_model_for_device"):
         raise ValueError("The limits hold for one device's network: pass model.get_model_for_device(device).")
     if _packed_layers(model):
         raise ValueError(
-            "This model is quantised: its weights are packed and torchinfo sees none of them. Count the float model "
+            "This model is quantised: torchinfo sees none of its packed weights. Count the float model "
             "it was made from, with dtype='int8'; parameter_bytes() alone reads packed weights."
         )
     network = deepcopy(model).cpu().float().eval()
@@ -84,15 +89,17 @@ def complexity(model: nn.Module, input_shape: tuple[int, ...], dtype: str = "fp1
 def parameter_bytes(model: nn.Module) -> int:
     """Return the bytes of the parameters in the types they have now.
 
-    Counts packed weights of quantised layers as well: they are no parameters to torch, so that a plain sum over
-    `parameters()` would call an int8 network almost free. Their biases cost 4 bytes (int32 when run).
+    Counts packed weights of quantised layers as well: they are no parameters to torch, so that a plain sum
+    over `parameters()` would call an int8 network almost free. Their biases cost 4 bytes (int32 when run).
     """
     tensors = list(model.parameters())
     for layer in _packed_layers(model):
         tensors += [t for t in (layer.weight(), layer.bias()) if t is not None]
     for tensor in tensors:
         if tensor.dtype not in _TORCH_BYTES:
-            raise ValueError(f"a parameter is {tensor.dtype}, which the rule does not allow: convert it to float16.")
+            raise ValueError(
+                f"a parameter is {tensor.dtype}, which the rule does not allow: convert it to float16."
+            )
     return sum(t.numel() * _TORCH_BYTES[t.dtype] for t in tensors)
 
 
@@ -102,7 +109,9 @@ def limit_violations(found: Complexity, max_macs: int = MAX_MACS, max_bytes: int
     if found.macs > max_macs:
         sentences.append(f"{found.macs:,} MACs are above the limit of {max_macs:,}.")
     if found.bytes > max_bytes:
-        sentences.append(f"{found.bytes:,} bytes of {found.dtype} parameters are above the limit of {max_bytes:,}.")
+        sentences.append(
+            f"{found.bytes:,} bytes of {found.dtype} parameters are above the limit of {max_bytes:,}."
+        )
     return sentences
 
 
@@ -134,7 +143,11 @@ def _bytes_as(network: nn.Module, dtype: str) -> int:
 
 def _packed_layers(model: nn.Module) -> list[nn.Module]:
     """Return the layers that keep their weights packed (quantised convolutions and linear layers)."""
-    return [m for m in model.modules() if callable(getattr(m, "weight", None)) and callable(getattr(m, "bias", None))]
+    return [
+        m
+        for m in model.modules()
+        if callable(getattr(m, "weight", None)) and callable(getattr(m, "bias", None))
+    ]
 
 
 def _layer_table(network: nn.Module, input_shape: tuple[int, ...]) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""CP-ResNet: residual networks whose kernels are chosen for a wanted receptive field. The classic teachers of task 1.
+"""CP-ResNet: residual networks with a chosen receptive field, the classic teachers of task 1.
 
 Flow: log mel (B, 1, F, N) → **CPResNet** → {"logits": (B, K)}.
 
@@ -29,8 +29,9 @@ FULL_FAMILY = {
 def kernel_sizes(rho: int, rule: str = "small") -> list[list[tuple[int, int]]]:
     """Return the kernel sizes (conv1, conv2) of the blocks of the three stages.
 
-    A larger `rho` means a larger receptive field: kernels change from 1 to 3, the deepest last. Rule "full" describes 4
-    blocks per stage (2019/20), "small" 2 (2022/23); a network with fewer blocks uses the first ones of each stage.
+    A larger `rho` means a larger receptive field: kernels change from 1 to 3, the deepest last. Rule "full"
+    describes 4 blocks per stage (2019/20), "small" 2 (2022/23); a network with fewer blocks uses the first
+    ones of each stage.
     """
     if rule not in ("small", "full"):
         raise ValueError(f"rule {rule!r} is unknown: use 'small' or 'full'.")
@@ -49,7 +50,7 @@ def kernel_sizes(rho: int, rule: str = "small") -> list[list[tuple[int, int]]]:
 
 
 def damping_row(kernel_size: int) -> Tensor:
-    """Return the weights (kernel_size,) that frequency damping lays over a kernel: 1 in the middle, 0.01 at the edges.
+    """Return the factors (kernel_size,) of frequency damping: 1 in the middle, 0.01 at the edges.
 
     Source: Koutini et al., 2020: d_i = 1 - 0.99 · |i - c| / c with the centre c = (k - 1) / 2.
     """
@@ -77,7 +78,14 @@ class DampedConv2d(nn.Conv2d):
 class BasicBlock(nn.Module):
     """Two convolutions with BatchNorm, a shortcut (1×1 where the width changes), ReLU after the sum."""
 
-    def __init__(self, conv: type[nn.Conv2d], in_channels: int, out_channels: int, kernels: tuple[int, int], groups: int):
+    def __init__(
+        self,
+        conv: type[nn.Conv2d],
+        in_channels: int,
+        out_channels: int,
+        kernels: tuple[int, int],
+        groups: int,
+    ):
         super().__init__()
         k1, k2 = kernels
         self.conv1 = conv(in_channels, out_channels, k1, padding=k1 // 3, groups=groups, bias=False)
@@ -103,15 +111,16 @@ class CPResNet(nn.Module):
         n_blocks: blocks per stage.
         cut_channels_s3: channels taken away from stage 3.
         groups_s2: groups of all convolutions of stage 2, its shortcut included.
-        pools: max pooling (frequency, time; stride = window) in stage 1: before its first block (0) or after block i.
+        pools: max pooling (frequency, time; stride = window) in stage 1: before its first block (0) or after
+            block i.
         rule: see `kernel_sizes`.
         freq_damping: damp every kernel towards its frequency edges.
 
     Shape: log mel (B, 1, F, N) → {"logits": (B, K)}.
 
-    Source: Koutini et al., 2019-2021; the 128k setting is that of the task 1 systems of 2022 and 2023. The published
-    initialisation counts blocks over the whole process, so that a second network starts differently; here each network
-    counts its own.
+    Source: Koutini et al., 2019-2021; the 128k setting is that of the task 1 systems of 2022 and 2023. The
+    published initialisation counts blocks over the whole process, so that a second network starts
+    differently; here each network counts its own.
     """
 
     def __init__(
@@ -137,8 +146,12 @@ class CPResNet(nn.Module):
         )
         for stage, (n, kernels) in enumerate(zip(n_blocks, kernel_sizes(rho, rule), strict=True), start=1):
             if n > len(kernels):
-                raise ValueError(f"n_blocks asks for {n} blocks in stage {stage}, but rule {rule!r} has {len(kernels)}.")
-            out_width = base_channels * channels_multiplier ** (stage - 1) - (cut_channels_s3 if stage == 3 else 0)
+                raise ValueError(
+                    f"n_blocks asks for {n} blocks in stage {stage}, but rule {rule!r} has {len(kernels)}."
+                )
+            out_width = base_channels * channels_multiplier ** (stage - 1) - (
+                cut_channels_s3 if stage == 3 else 0
+            )
             blocks = nn.Sequential()
             if stage == 1 and 0 in pools:
                 blocks.add_module("pool0", nn.MaxPool2d(pools[0]))
@@ -149,7 +162,9 @@ class CPResNet(nn.Module):
                     blocks.add_module(f"pool{i}", nn.MaxPool2d(pools[i]))
                 width = out_width
             self.add_module(f"stage{stage}", blocks)
-        self.feed_forward = nn.Sequential(nn.Conv2d(width, n_classes, 1, bias=False), nn.BatchNorm2d(n_classes))
+        self.feed_forward = nn.Sequential(
+            nn.Conv2d(width, n_classes, 1, bias=False), nn.BatchNorm2d(n_classes)
+        )
         self._init_weights()
 
     def forward(self, log_mel: Tensor) -> dict[str, Tensor]:
@@ -158,7 +173,7 @@ class CPResNet(nn.Module):
         return {"logits": F.adaptive_avg_pool2d(self.feed_forward(x), 1).flatten(1)}
 
     def _init_weights(self) -> None:
-        """He normal; in blocks conv1 shrinks with the depth and conv2 is 0, so every block starts as its shortcut."""
+        """He normal; conv1 of a block shrinks with the depth and conv2 is 0: it starts as its shortcut."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_in")

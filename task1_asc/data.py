@@ -9,6 +9,7 @@ any data in this layout work. Source: DCASE 2024 / 2025 Task 1; data set TAU Urb
 """
 import argparse
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -150,8 +151,6 @@ def hold_out(rows: pd.DataFrame, fraction: float, seed: int = 0) -> np.ndarray:
                         f"{rows.identifier.nunique()}; raise data.holdout_fraction.")
     strata = (rows.source_label + "/" + rows.scene_label).to_numpy()
     folds = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
-    import warnings
-
     with warnings.catch_warnings():  # a device and class with fewer clips than folds is no fault here
         warnings.simplefilter("ignore", UserWarning)
         _, held = next(folds.split(rows, strata, groups=rows.identifier))
@@ -180,7 +179,7 @@ class Clips(Dataset):
         """Return the clips where `keep` (N,) is true."""
         keep = np.flatnonzero(keep)
         return Clips(self.rows.iloc[keep].reset_index(drop=True), self.cache, self.cache_rows[keep],
-                     self.labels[keep].numpy(), self.resident)
+                     self.labels.numpy()[keep], self.resident)
 
     def waveforms(self, items: Sequence[int]) -> Tensor:
         """Return waveforms (B, 1, T), float32, full scale ±1."""
@@ -240,12 +239,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", required=True, help="folder that holds meta.csv and audio/")
     parser.add_argument("--cache", required=True, help="folder for decoded clips")
     parser.add_argument("--config", required=True, help="YAML whose data section applies")
-    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("--smoke", action="store_true")
     args, overrides = parser.parse_known_args(argv)
     from task1_asc.config import load_config
 
     try:
-        config = load_config(args.config, overrides)[0].data
+        config = load_config(args.config, overrides, args.smoke)[0].data
         data = open_data(args.data)
         report = verify(data, (f"split{config.subset}", "test"))
         for name in (f"split{config.subset}", "test"):

@@ -8,6 +8,7 @@ Scoring needs the prediction file alone, never the model. Published checkpoints:
 predictions.csv: filename, scene_label, identifier, source_label, then one column of logits per class, in class order.
 """
 import argparse
+import copy
 import json
 import sys
 from collections.abc import Sequence
@@ -20,9 +21,9 @@ from torch import nn
 from tqdm import tqdm
 
 from common.complexity import complexity
-from common.config import config_hash
+from common.config import build
 from common.data.manifest import DataError, read_table
-from common.files import write_json, write_text
+from common.files import sha256, write_json, write_text
 from common.metrics.bootstrap import (
     accuracy_intervals,
     comparison_for_record,
@@ -63,8 +64,6 @@ def predict_logits(network: nn.Module, front_end: nn.Module, clips: Clips, preci
 
 
 def _copy_in_precision(network: nn.Module, half: bool, compute: torch.dtype) -> nn.Module:
-    import copy
-
     network = copy.deepcopy(network)
     if half:
         network = network.half()
@@ -106,8 +105,6 @@ def predict(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     if train_card:
         card = {**card, **{key: {**train_card[key], **card[key]} for key in ("expected", "found", "skipped")},
                 "manifest_sha256": {"train": train_card["manifest_sha256"], "test": card["manifest_sha256"]}}
-    from common.files import sha256
-
     write_json(args.run / "predictions.json", {
         "split": args.split, "dataset": card, "config": resolved, "device_groups": config.data.device_groups,
         "trained_devices": sorted(log.get("trained_devices", [])), "test_precision": config.test_precision,
@@ -124,8 +121,6 @@ def run_config(args, overrides) -> tuple[Task1Config, dict, dict]:
         return *load_config(args.config, overrides), log
     if not log:
         raise DataError(f"{args.run}: no train.json; train first, or give --config with --weights.")
-    from common.config import build
-
     return *build(Task1Config, log["config"], overrides, where=str(trained)), log
 
 
@@ -147,14 +142,18 @@ def score(args: argparse.Namespace) -> None:
         if not other_rows.filename.equals(rows.filename):
             raise DataError(f"{args.against}: predictions of other clips than {args.run}; predict both on the same data.")
         differences = paired_differences(correct, other_logits.argmax(1) == labels, labels, rows.source_label, groups, units)
-        comparison = comparison_for_record(differences, against=args.against_recipe or args.against.parent.name)
+        base_log = json.loads((args.against / "train.json").read_text(encoding="utf-8"))
+        comparison = comparison_for_record(differences, against=base_log["recipe"])
+    given = about["weights"]["given"]  # weights that this run folder did not train: a system of its own
+    recipe = f"weights/{Path(about['weights']['file']).stem}" if given else log["recipe"]
     record = new_record(
-        task="task1_asc", recipe=log.get("recipe", args.recipe), seed=log.get("seed", 0), split=about["split"],
+        task="task1_asc", recipe=recipe, seed=log.get("seed", 0), split=about["split"],
         status=status(about["dataset"], log), dataset=about["dataset"], config=about["config"],
-        config_sha256=config_hash(about["config"]), weights=about["weights"],
+        weights=about["weights"],
         metrics=metrics, intervals=intervals_for_record(intervals, args.resample), comparison=comparison,
         complexity=about["complexity"], history=log.get("history", []),
-        wall_time_s=log.get("training", {}).get("wall_time_s")) | {"training": log.get("training")}
+        wall_time_s=log.get("training", {}).get("wall_time_s")) | {
+            "training": log.get("training"), "devices": log.get("devices")}
     path = write_record(record, args.results)
     print(f"macro accuracy {100 * metrics['macro_accuracy']:.2f} %  ({metrics['n_items']} clips, {record['status']})  {path}")
 
@@ -193,8 +192,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     predicting.add_argument("--device", default="auto")
     scoring.add_argument("--results", type=Path, required=True, help="folder the result JSON goes to")
     scoring.add_argument("--against", type=Path, help="run of the general model, for the paired difference")
-    scoring.add_argument("--against-recipe", help="its name in the result")
-    scoring.add_argument("--recipe", help="name in the result where the run was not trained here")
     scoring.add_argument("--resample", default="identifier", choices=META_COLUMNS,
                          help="what the interval resamples: locations (identifier); clips are not independent")
     args, overrides = parser.parse_known_args(argv)

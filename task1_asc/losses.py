@@ -3,6 +3,7 @@
 Flow: dict of model outputs + labels or teacher targets → **loss** (scalar) → optimiser.
 Shapes: B clips · K classes.
 """
+
 from collections.abc import Sequence
 
 import torch.nn.functional as F
@@ -22,7 +23,8 @@ def soft_targets(teacher_logits: Tensor | Sequence[Tensor], temperature: float) 
     """Return the log-probabilities (B, K) that a student is to learn at `temperature`.
 
     Args:
-        teacher_logits: logits (B, K) of one teacher, or a sequence of them, whose mean is taken BEFORE the softmax.
+        teacher_logits: logits (B, K) of one teacher, or a sequence of them, whose mean is taken BEFORE the
+            softmax.
 
     Source: CP-JKU 2023, six teachers, temperature 2.
     """
@@ -37,22 +39,32 @@ def distillation(student_logits: Tensor, teacher_log_probs: Tensor, temperature:
 
     Args:
         student_logits: (B, K), not yet divided by the temperature.
-        teacher_log_probs: (B, K) at that temperature, as `soft_targets` returns them; no gradient flows into them.
+        teacher_log_probs: (B, K) at that temperature, as `soft_targets` returns them; no gradient flows into
+            them.
 
-    The divergence is averaged over clips AND classes, hence K times smaller than the usual mean over clips. The
-    published weights of the two terms (0.02 and 0.98) belong to this average.
+    The divergence is averaged over clips AND classes, hence K times smaller than the usual mean over clips.
+    The published weights of the two terms (0.02 and 0.98) belong to this average.
     """
     _check_temperature(temperature)
     if student_logits.shape != teacher_log_probs.shape:
-        raise ValueError(f"student logits {tuple(student_logits.shape)} and teacher targets "
-                         f"{tuple(teacher_log_probs.shape)} differ in shape; both must be (B, K).")
+        raise ValueError(
+            f"student logits {tuple(student_logits.shape)} and teacher targets "
+            f"{tuple(teacher_log_probs.shape)} differ in shape; both must be (B, K)."
+        )
     student_log_probs = F.log_softmax(student_logits.float() / temperature, dim=-1)
-    divergence = F.kl_div(student_log_probs, teacher_log_probs.detach().float(), reduction="sum", log_target=True)
+    divergence = F.kl_div(
+        student_log_probs, teacher_log_probs.detach().float(), reduction="sum", log_target=True
+    )
     return divergence / student_logits.numel() * temperature**2
 
 
-def knowledge_distillation(student_logits: Tensor, teacher_log_probs: Tensor, labels: Tensor,
-                           temperature: float = 2.0, label_weight: float = 0.02) -> Tensor:
+def knowledge_distillation(
+    student_logits: Tensor,
+    teacher_log_probs: Tensor,
+    labels: Tensor,
+    temperature: float = 2.0,
+    label_weight: float = 0.02,
+) -> Tensor:
     """Return label_weight · cross-entropy + (1 − label_weight) · distillation.
 
     Source: CP-JKU 2023, label_weight 0.02 and temperature 2.
@@ -73,8 +85,10 @@ def parallel_mse(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     Source: Primus et al. 2019, added to the cross-entropy with weight 0.1.
     """
     if not a.shape == b.shape == c.shape:
-        raise ValueError(f"parallel features differ in shape: {tuple(a.shape)}, {tuple(b.shape)}, {tuple(c.shape)}; "
-                         "they must come from the same clips in the same order.")
+        raise ValueError(
+            f"parallel features differ in shape: {tuple(a.shape)}, {tuple(b.shape)}, {tuple(c.shape)}; "
+            "they must come from the same clips in the same order."
+        )
     a, b, c = a.float(), b.float(), c.float()
     return (F.mse_loss(a, b) + F.mse_loss(b, c) + F.mse_loss(c, a)) / 3.0
 

@@ -2,9 +2,9 @@
 
 Flow: log mel (B, 1, F, N) → **CPMobile | DeviceModels** → {"logits": (B, K)}.
 
-At 256 mel bins and 65 frames the default network has 61,148 parameters and 29,419,156 multiply-accumulate operations
-(`common.complexity` counts them); in fp16 that is 122,296 bytes of the 128,000 allowed.
-Parameter names are those of the published checkpoints, so these load without a key map.
+At 256 mel bins and 65 frames the default network has 61,148 parameters and 29,419,156 multiply-accumulate
+operations (`common.complexity` counts them); in fp16 that is 122,296 bytes of the 128,000 allowed. Parameter
+names are those of the published checkpoints, so these load without a key map.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,15 +22,17 @@ BASELINE_STRIDES = {"b2": (1, 1), "b3": (1, 2), "b4": (2, 1)}
 class CPMobileBlock(nn.Module):
     """Inverted residual: 1×1 expansion, 3×3 depthwise, 1×1 projection, shortcut, ReLU after the sum.
 
-    The shortcut exists where input and output have the same width; where the block also strides, the shortcut is
-    averaged over 3×3 windows with the same stride (padded zeros counted).
+    The shortcut exists where input and output have the same width; where the block also strides, the shortcut
+    is averaged over 3×3 windows with the same stride (padded zeros counted).
 
     Args:
         stride: (frequency, time).
         grn: put a global response normalisation between the sum and the ReLU (the 2023 network).
     """
 
-    def __init__(self, in_channels: int, out_channels: int, expansion_rate: float, stride: tuple[int, int], grn: bool):
+    def __init__(
+        self, in_channels: int, out_channels: int, expansion_rate: float, stride: tuple[int, int], grn: bool
+    ):
         super().__init__()
         expanded = make_divisible(in_channels * expansion_rate)
         self.block = nn.Sequential(
@@ -58,7 +60,8 @@ class CPMobile(nn.Module):
         expansion_rate: width inside a block relative to the block's input, rounded to 8.
         n_blocks: blocks per stage. They are counted through the stages: b1, b2, …
         strides: (frequency, time) by block name; blocks not named do not stride.
-        grn: global response normalisation in every block (2023 network: multiplier 2.3, expansion 3, b2 (2, 2), b4 (2, 1)).
+        grn: global response normalisation in every block (2023 network: multiplier 2.3, expansion 3, b2 (2,
+            2), b4 (2, 1)).
 
     Shape: log mel (B, 1, F, N) → {"logits": (B, K)}; any F and N.
 
@@ -113,7 +116,8 @@ class CPMobile(nn.Module):
 class DeviceModels(nn.Module):
     """One network for any device, and a copy of it per known device to fine-tune.
 
-    The limits of the challenge hold for one network at a time: for one clip only its own device's network runs.
+    The limits of the challenge hold for one network at a time: for one clip only its own device's network
+    runs.
 
     Args:
         base_model: used for clips of devices without a copy, or when no device is given.
@@ -149,7 +153,9 @@ class DeviceModels(nn.Module):
         if devices is None:
             return self.base_model(log_mel)
         if len(devices) != len(log_mel):
-            raise ValueError(f"{len(devices)} devices for a batch of {len(log_mel)} clips: give one device per clip.")
+            raise ValueError(
+                f"{len(devices)} devices for a batch of {len(log_mel)} clips: give one device per clip."
+            )
         groups: dict[str | None, list[int]] = {}
         for i, device in enumerate(devices):
             groups.setdefault(device if device in self.device_models else None, []).append(i)
@@ -171,7 +177,8 @@ def from_published(
     """Return the network or the container of networks that a published checkpoint of this task holds.
 
     Args:
-        state: as read by `common.nn.weights.load_state_dict_file`; the devices of a container come from its names.
+        state: as read by `common.nn.weights.load_state_dict_file`; the devices of a container come from its
+            names.
         base_model: a network of the checkpoint's architecture; None = the baseline's CP-Mobile.
 
     Raises:

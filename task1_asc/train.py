@@ -6,15 +6,17 @@ Run:  python -m task1_asc.train --config task1_asc/configs/dcase2025/general.yam
 Killed at any moment, the same command goes on; a resumed CPU run ends with the same weights, bit for bit.
 """
 import argparse
+import shutil
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from common.config import ConfigError, config_hash, dump_yaml
-from common.files import write_atomically, write_json, write_text
+from common.config import ConfigError, dump_yaml
+from common.files import sha256, write_atomically, write_json, write_text
 from common.results.records import environment
 from common.training.distributed import process_rank
 from common.training.loop import Hardware, fit
@@ -25,56 +27,67 @@ from task1_asc.system import SceneSystem
 from task1_asc.weights import load_network, save_network
 
 
-def train_general(config: Task1Config, clips: Clips, class_names: list[str], run: Path, seed: int, hardware: Hardware) -> dict:
-    """Train one network on the clips of all devices; writes `run`/weights.pt and returns the log."""
-    torch.manual_seed(seed)
-    network = config.model(len(class_names))
-    history = fit_network(network, config, clips, run, seed, hardware)
+@dataclass(frozen=True)
+class Job:
+    """What the trainings of one run share. `held` are clips kept out of training to choose things on (may be empty)."""
+
+    config: Task1Config
+    class_names: list[str]
+    clips: Clips
+    held: Clips
+    run: Path
+    seed: int
+    hardware: Hardware
+
+
+def train_general(job: Job) -> dict:
+    """Train one network on the clips of all devices; writes weights.pt and returns the log."""
+    torch.manual_seed(job.seed)
+    network = job.config.model(len(job.class_names))
+    history = fit_network(network, job, job.clips, job.held, job.run)
     if process_rank() == 0:
-        save_network(network, run / "weights.pt", class_names)
+        save_network(network, job.run / "weights.pt", job.class_names)
     return {"history": history}
 
 
-def train_devices(config: Task1Config, clips: Clips, class_names: list[str], run: Path, seed: int, hardware: Hardware,
-                  init: Path) -> dict:
+def train_devices(job: Job, init: Path) -> dict:
     """Fine-tune a copy of the general model in `init` for each device; a device that is done is not trained again."""
-    base = load_network(init, config, class_names)
+    config = job.config
+    base = load_network(init, config, job.class_names)
     if isinstance(base, DeviceModels):
         raise ConfigError(f"{init}: holds device-specific models already; give the weights of a general model.")
-    trained_on = set(clips.devices)
+    trained_on = set(job.clips.devices)
     devices = config.finetune.devices or sorted(trained_on)
     if absent := sorted(set(devices) - trained_on):
         raise ConfigError(f"finetune.devices: no training clips of {', '.join(absent)}; there are clips of "
                           f"{', '.join(sorted(trained_on))}.")
     container, log = DeviceModels(base, devices), {"devices": {}}
     for device in devices:
-        network, own = container.get_model_for_device(device), clips.select(clips.devices == device)
+        network = container.get_model_for_device(device)
+        own, held = (clips.select(clips.devices == device) for clips in (job.clips, job.held))
         print(f"device {device}: {len(own)} clips", flush=True)
         freeze(network, config.finetune.trainable)
-        history = fit_network(network, config, own, run / "devices" / device, seed, hardware)
-        log["devices"][device] = {"history": history}
+        log["devices"][device] = {"history": fit_network(network, job, own, held, job.run / "devices" / device)}
         if config.finetune.keep_base == "holdout":
-            log["devices"][device] |= keep_better(container, device, own, config)
+            log["devices"][device] |= keep_better(container, device, held, config)
     if process_rank() == 0:
-        save_network(container, run / "weights.pt", class_names)
+        save_network(container, job.run / "weights.pt", job.class_names)
     return log
 
 
-def fit_network(network: nn.Module, config: Task1Config, clips: Clips, run: Path, seed: int, hardware: Hardware) -> list[dict]:
-    """Train `network` in place on the clips that are not held out; returns the history."""
+def fit_network(network: nn.Module, job: Job, clips: Clips, held: Clips, run: Path) -> list[dict]:
+    """Train `network` in place on `clips`, watching `held`; returns the history. Done before, it is only loaded."""
     finished = run / "network.pt"
-    if finished.is_file():  # this part was trained before a kill in a later one
+    if finished.is_file():
         state = torch.load(finished, weights_only=True)
         network.load_state_dict(state["network"])
         return state["history"]
-    rank, world = process_rank(), hardware.n_processes
-    held = hold_out(clips.rows, config.data.holdout_fraction)
-    train_clips = clips.select(~held)
+    config, rank, world = job.config, process_rank(), job.hardware.n_processes
     batch = config.train.batch_size // config.train.accumulate
-    train_loader = train_clips.loader(batch, shuffle=True, seed=seed, rank=rank, world_size=world)
-    holdout_loader = clips.select(held).loader(batch, rank=rank, world_size=world) if held.any() else None
-    system = SceneSystem(config.front_end(), network, config.augment, train_clips)
-    history = fit(system, train_loader, holdout_loader, config.optim, config.train, run, seed, hardware)
+    train_loader = clips.loader(batch, shuffle=True, seed=job.seed, rank=rank, world_size=world)
+    held_loader = held.loader(batch, rank=rank, world_size=world) if len(held) else None
+    system = SceneSystem(config.front_end(), network, config.augment, clips)
+    history = fit(system, train_loader, held_loader, config.optim, config.train, run, job.seed, job.hardware)
     network.cpu()
     if rank == 0:
         write_atomically(finished, lambda path: torch.save({"network": network.state_dict(), "history": history}, path))
@@ -97,11 +110,12 @@ def freeze(network: nn.Module, trainable: str) -> None:
 
 
 @torch.no_grad()
-def keep_better(container: DeviceModels, device: str, clips: Clips, config: Task1Config) -> dict:
+def keep_better(container: DeviceModels, device: str, held: Clips, config: Task1Config) -> dict:
     """Put the general model back for `device` unless the fine-tuned one is better on the device's hold-out clips."""
     from task1_asc.evaluate import predict_logits
 
-    held = clips.select(hold_out(clips.rows, config.data.holdout_fraction))
+    if not len(held):
+        raise ConfigError(f"finetune.keep_base=holdout: no hold-out clips of device {device}; raise data.holdout_fraction.")
     accuracy = {}
     for name, network in (("base", container.base_model), ("fine_tuned", container.get_model_for_device(device))):
         logits = predict_logits(network, config.front_end(), held, config.test_precision)
@@ -125,6 +139,13 @@ def claim_run(run: Path, resolved: dict, where: dict) -> None:
         write_text(known, content)
 
 
+def clear_run(run: Path) -> None:
+    """Remove what training wrote into a run folder, and nothing else."""
+    for part in ("config.yaml", "weights.pt", "train.json", "network.pt", "last.ckpt", "log", "devices"):
+        path = run / part
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, required=True)
@@ -133,6 +154,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--run", type=Path, required=True, help="run folder, written to")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--init", type=Path, help="weights of the general model, for a config with `base`")
+    parser.add_argument("--force", action="store_true", help="start over in a run folder that is trained already")
     parser.add_argument("--smoke", action="store_true", help="one short epoch, see configs/smoke.yaml")
     parser.add_argument("--device", default="auto", help="cpu, gpu or auto")
     parser.add_argument("--devices", type=int, default=1, help="processes per machine")
@@ -149,30 +171,34 @@ def run_training(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     if bool(config.base) != bool(args.init):
         raise ConfigError(f"{args.config}: has {'' if config.base else 'no '}`base`, so --init is "
                           f"{'needed: the weights of ' + config.base if config.base else 'not used'}.")
-    claim_run(args.run, resolved, {"data": str(args.data.resolve()), "seed": args.seed})
+    if args.force and process_rank() == 0:
+        clear_run(args.run)
+    where = {"data": str(args.data.resolve()), "seed": args.seed, "init": sha256(args.init) if args.init else None}
+    claim_run(args.run, resolved, where)
     if (args.run / "weights.pt").is_file() and (args.run / "train.json").is_file():
         print(f"{args.run}: trained before")
         return
     started = time.monotonic()
     data = open_data(args.data)
     clips = load_clips(data, f"split{config.data.subset}", config.data, args.cache)
+    held = hold_out(clips.rows, config.data.holdout_fraction)
     hardware = Hardware(args.device, args.devices, args.nodes)
-    if config.base:
-        log = train_devices(config, clips, data.class_names, args.run, args.seed, hardware, args.init)
-    else:
-        log = train_general(config, clips, data.class_names, args.run, args.seed, hardware)
+    job = Job(config, data.class_names, clips.select(~held), clips.select(held), args.run, args.seed, hardware)
+    log = train_devices(job, args.init) if config.base else train_general(job)
     if process_rank() == 0:
-        log |= {"seed": args.seed, "recipe": recipe_name(args.config), "smoke": args.smoke, "config": resolved,
-                "config_sha256": config_hash(resolved), "dataset": dataset_card(data, config.data, {"train": clips}),
+        log |= {"seed": args.seed, "recipe": recipe_name(args.config, overrides), "smoke": args.smoke, "config": resolved,
+                "trained_devices": sorted(set(clips.devices)), "dataset": dataset_card(data, config.data, {"train": clips}),
                 "training": environment(time.monotonic() - started)}
         write_json(args.run / "train.json", log)
         print(f"wrote {args.run / 'weights.pt'}")
 
 
-def recipe_name(config: Path) -> str:
-    """dcase2025/general for …/configs/dcase2025/general.yaml; the file's name for a config outside configs/."""
+def recipe_name(config: Path, overrides: Sequence[str]) -> str:
+    """dcase2025/general for …/configs/dcase2025/general.yaml; the file's name for a config elsewhere. Overrides are part of
+    the name: a changed recipe is not the published one."""
     parts = config.resolve().with_suffix("").parts
-    return "/".join(parts[parts.index("configs") + 1:]) if "configs" in parts else parts[-1]
+    name = "/".join(parts[len(parts) - parts[::-1].index("configs"):]) if "configs" in parts else parts[-1]
+    return name + "".join(f"+{word.removeprefix('--')}" for word in overrides)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,9 @@
 Flow: waveform batch → **impulse response, roll, mixup** → front end (takes the **band masks**) → log mel →
 **Freq-MixStyle** → model.
 
-Every draw comes from the NumPy generator given, as CPU tensors, so that it is the same on every machine and device.
+Every draw comes from the NumPy generator given, as CPU tensors: the same on every machine and device.
 """
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 import scipy.fft
 import torch
 from torch import Tensor
-from torchaudio.functional import resample
+from torchaudio.transforms import Resample
 
 from common.audio.files import read_audio
 
@@ -40,8 +41,10 @@ class Roll:
 
     def apply(self, waveform: Tensor, shift: Tensor) -> Tensor:
         """Return `waveform` (B, C, T), clip b delayed by `shift[b]` samples, circularly."""
-        _require(waveform.ndim == 3 and shift.shape == waveform.shape[:1],
-                 f"waveform {tuple(waveform.shape)} and shift {tuple(shift.shape)} must be (B, C, T) and (B,).")
+        _require(
+            waveform.ndim == 3 and shift.shape == waveform.shape[:1],
+            f"waveform {tuple(waveform.shape)} and shift {tuple(shift.shape)} must be (B, C, T) and (B,).",
+        )
         position = torch.arange(waveform.shape[-1], device=waveform.device)
         source = (position - shift.to(waveform.device)[:, None]) % waveform.shape[-1]
         return waveform.gather(-1, source[:, None].expand_as(waveform))
@@ -54,8 +57,8 @@ class BandMask:
     Args:
         max_width: bound of the run's length in rows; 0 = no mask.
 
-    The rule is that of `torchaudio.transforms.FrequencyMasking(max_width, iid_masks=True)`: length v and start are
-    real numbers, v ~ U(0, max_width), start ~ U(0, rows − v), both rounded down.
+    The rule is that of `torchaudio.transforms.FrequencyMasking(max_width, iid_masks=True)`: length v and
+    start are real numbers, v ~ U(0, max_width), start ~ U(0, rows − v), both rounded down.
     """
 
     max_width: int
@@ -71,7 +74,9 @@ class BandMask:
         """
         if self.max_width == 0:
             return torch.zeros(n_clips, n_rows, dtype=torch.bool)
-        _require(self.max_width <= n_rows, f"max_width {self.max_width} is more than the {n_rows} rows to mask.")
+        _require(
+            self.max_width <= n_rows, f"max_width {self.max_width} is more than the {n_rows} rows to mask."
+        )
         width = rng.random(n_clips) * self.max_width
         start = rng.random(n_clips) * (n_rows - width)
         first = np.floor(start)[:, None]
@@ -111,25 +116,34 @@ class FreqMixStyle:
 
         The deviation is √(unbiased variance + eps). No gradient flows through either.
         """
-        _require(log_mel.ndim == 4 and log_mel.shape[1] * log_mel.shape[3] > 1,
-                 f"log mel of shape {tuple(log_mel.shape)}: a deviation needs (B, C, F, N) with at least two frames.")
+        _require(
+            log_mel.ndim == 4 and log_mel.shape[1] * log_mel.shape[3] > 1,
+            f"log mel {tuple(log_mel.shape)}: a deviation needs (B, C, F, N) with at least two frames.",
+        )
         variance, mean = torch.var_mean(log_mel.detach().float(), dim=(1, 3), keepdim=True)
         return mean, (variance + self.eps).sqrt()
 
-    def apply(self, log_mel: Tensor, draw: tuple[Tensor, Tensor] | None,
-              partner_statistics: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    def apply(
+        self,
+        log_mel: Tensor,
+        draw: tuple[Tensor, Tensor] | None,
+        partner_statistics: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
         """Return `log_mel` (B, C, F, N) with mixed statistics; a `draw` of None returns it unchanged.
 
         Args:
             draw: (lam (B,), perm (B,)); clip b keeps the share lam[b] and takes the rest from clip perm[b].
-            partner_statistics: means and deviations (B', 1, F, 1) of all clips that `perm` indexes, when these are
-                more than this batch (one batch spread over several devices); None = those of this batch.
+            partner_statistics: means and deviations (B', 1, F, 1) of all clips that `perm` indexes, when
+                these are more than this batch (one batch spread over several devices); None = those of this
+                batch.
         """
         if draw is None:
             return log_mel
         lam, perm = draw[0].to(log_mel.device), draw[1].to(log_mel.device)
         mean, deviation = self.statistics(log_mel)
-        partner_mean, partner_deviation = (mean, deviation) if partner_statistics is None else partner_statistics
+        partner_mean, partner_deviation = (
+            (mean, deviation) if partner_statistics is None else partner_statistics
+        )
         lam = lam[:, None, None, None]
         new_mean = lam * mean + (1.0 - lam) * partner_mean[perm]
         new_deviation = lam * deviation + (1.0 - lam) * partner_deviation[perm]
@@ -145,7 +159,7 @@ class Mixup:
     Args:
         alpha: both parameters of the Beta distribution of the mixing weights.
 
-    The larger weight goes to the clip itself. Source: section 3 of the PaSST and ConGater training, alpha 0.3.
+    The larger weight goes to the clip itself. Source: training of PaSST and ConGater, alpha 0.3.
     """
 
     alpha: float
@@ -159,14 +173,14 @@ class Mixup:
         return torch.maximum(lam, 1.0 - lam), perm
 
     def apply(self, x: Tensor, draw: tuple[Tensor, Tensor]) -> Tensor:
-        """Return lam[b] · x[b] + (1 − lam[b]) · x[perm[b]] for `x` (B, …): waveforms, spectrograms or targets."""
+        """Return lam[b] · x[b] + (1 − lam[b]) · x[perm[b]] for `x` (B, …): inputs or one-hot targets."""
         lam, perm = draw[0].to(x), draw[1].to(x.device)
         return torch.lerp(x[perm], x, lam.reshape(-1, *[1] * (x.ndim - 1)))
 
 
 @dataclass(frozen=True)
 class ImpulseResponse:
-    """Device impulse response augmentation (DIR): make clips sound as if another microphone had recorded them.
+    """Device impulse response augmentation (DIR): make clips sound as if recorded by another microphone.
 
     Args:
         p: probability for each clip of the devices named.
@@ -180,7 +194,9 @@ class ImpulseResponse:
 
     def __post_init__(self):
         _check_probability(self.p)
-        _require(not isinstance(self.devices, str), f"devices {self.devices!r} must be a list of device names.")
+        _require(
+            not isinstance(self.devices, str), f"devices {self.devices!r} must be a list of device names."
+        )
 
     def draw(self, devices: Sequence[str], n_responses: int, rng: np.random.Generator) -> Tensor:
         """Return the index of a response for each clip, −1 = none, int64 (B,).
@@ -191,14 +207,16 @@ class ImpulseResponse:
         Raises:
             ValueError: if there is no response to choose from.
         """
-        _require(n_responses > 0, "no impulse response to choose from: give a folder that holds some, or drop DIR.")
+        _require(
+            n_responses > 0, "no impulse response to choose from: give a folder that holds some, or drop DIR."
+        )
         # Drawn for every clip, so that one clip's draw does not hang on its neighbours' devices.
         chance, index = rng.random(len(devices)), rng.integers(n_responses, size=len(devices))
         chosen = (chance < self.p) & np.isin(np.asarray(devices, dtype=str), list(self.devices))
         return torch.from_numpy(np.where(chosen, index, -1))
 
     def apply(self, waveform: Tensor, index: Tensor, responses: Sequence[Tensor]) -> Tensor:
-        """Return `waveform` (B, C, T), clip b convolved with `responses[index[b]]` (L,) and cut to its T samples.
+        """Return `waveform` (B, C, T), clip b convolved with `responses[index[b]]` (L,), the first T samples.
 
         The level is not adjusted. Clips with index −1 come back bit by bit.
         """
@@ -208,16 +226,20 @@ class ImpulseResponse:
             return waveform
         used, which = index[clips].unique(return_inverse=True)
         # Taps beyond the clip's length reach none of the samples that are kept.
-        kernels = [responses[i].to(waveform.device, torch.float32)[: waveform.shape[-1]] for i in used.tolist()]
-        n_fft = scipy.fft.next_fast_len(waveform.shape[-1] + max(len(kernel) for kernel in kernels) - 1, real=True)
+        kernels = [
+            responses[i].to(waveform.device, torch.float32)[: waveform.shape[-1]] for i in used.tolist()
+        ]
+        longest = max(len(kernel) for kernel in kernels)
+        n_fft = scipy.fft.next_fast_len(waveform.shape[-1] + longest - 1, real=True)
         spectra = torch.stack([torch.fft.rfft(kernel, n_fft) for kernel in kernels])
         clips, which = clips.to(waveform.device), which.to(waveform.device)
-        filtered = torch.fft.irfft(torch.fft.rfft(waveform[clips].float(), n_fft) * spectra[which][:, None], n_fft)
+        spectrum = torch.fft.rfft(waveform[clips].float(), n_fft) * spectra[which][:, None]
+        filtered = torch.fft.irfft(spectrum, n_fft)
         return waveform.index_copy(0, clips, filtered[..., : waveform.shape[-1]].to(waveform.dtype))
 
 
 def load_responses(folder: str | Path, sample_rate: int) -> list[Tensor]:
-    """Return the impulse responses of all wav files below `folder`, in the order of their paths, each (L,) float32.
+    """Return the impulse responses (L,), float32, of all wav files below `folder`, ordered by their paths.
 
     Those recorded at another rate are resampled to `sample_rate` (Hz); their level is not adjusted.
 
@@ -227,7 +249,9 @@ def load_responses(folder: str | Path, sample_rate: int) -> list[Tensor]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder; give the folder of impulse responses (wav files).")
+        raise FileNotFoundError(
+            f"{folder}: no such folder; give the folder of impulse responses (wav files)."
+        )
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() == ".wav")
     if not paths:
         raise FileNotFoundError(f"{folder}: holds no wav file; give the folder of impulse responses.")
@@ -235,9 +259,11 @@ def load_responses(folder: str | Path, sample_rate: int) -> list[Tensor]:
     for path in paths:
         waveform, rate = read_audio(path)
         waveform = torch.as_tensor(waveform, dtype=torch.float32)
-        _require(waveform.shape[0] == 1, f"{path}: {waveform.shape[0]} channels, but an impulse response has one.")
+        _require(
+            waveform.shape[0] == 1, f"{path}: {waveform.shape[0]} channels, but an impulse response has one."
+        )
         _require(bool(waveform.any()), f"{path}: only silence; remove it from the impulse responses.")
-        responses.append(resample(waveform, rate, sample_rate)[0])
+        responses.append(Resample(rate, sample_rate)(waveform)[0])
     return responses
 
 

@@ -1,12 +1,15 @@
 """Front ends: waveform in, log-mel spectrogram out.
 
-Flow: waveform batch (B, 1, T) → [resample → power spectrogram → mel bands → logarithm] → log mel (B, 1, F, N) → model.
+Flow: waveform batch (B, 1, T) → **resample → power spectrum → mel bands → logarithm** → log mel (B, 1, F, N).
 
-All arithmetic is float32, under autocast and inside a network cast to half too. The numbers are torchaudio's (its
-resampling kernel and its filter banks are used). The time is not: every output phase of the resampling kernel has
-17 taps that are not zero out of 459, every mel band a few of 2,049 bins, so both products skip the zeros; and on a
-CPU a few clips at a time pass from frame to mel band, which keeps them in the processor's cache.
+All arithmetic is float32, under autocast and inside a network cast to half too (a lowered
+`torch.set_float32_matmul_precision` does reach it on a GPU: leave that at "highest"). The numbers are
+torchaudio's (its resampling kernel and its filter banks are used). The time is not: every output phase of the
+resampling kernel has 17 taps that are not zero out of 459, every mel band a few of 2,049 bins, so both
+products skip the zeros; and on a CPU a few clips at a time pass from frame to mel band, which keeps them in
+the processor's cache.
 """
+
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,7 +20,7 @@ from torchaudio.compliance.kaldi import get_mel_banks
 from torchaudio.functional import melscale_fbanks
 from torchaudio.transforms import Resample
 
-# Below this a tap of the resampling kernel (largest 0.72) is the rounding error of a zero of the Hann window.
+# Below this a tap of the resampling kernel (peak near 1) is the rounding error of a zero of its Hann window.
 _ZERO_TAP = 1e-20
 # Columns per block of the two banded products; measured fastest between 16 and 64.
 _PHASES_PER_BLOCK = 32
@@ -25,20 +28,34 @@ _MELS_PER_BLOCK = 32
 # Frame samples that a CPU works on at once: 4 MiB of float32.
 _CPU_CHUNK_SAMPLES = 2**20
 
-Band = tuple[int, int, int, int]  # first and last+1 column, first and last+1 row that is not zero in these columns
+# A block of columns of a banded matrix and its nonzero rows: first, end column; first, end row.
+Band = tuple[int, int, int, int]
 
 
 class _PowerMel(nn.Module):
     """Resampling, short-time spectrum and mel bands, shared by the two front ends.
 
-    Buffers hold what published checkpoints hold, in their shapes (they are not part of the state dict):
-    `resample_kernel` (phases, 1, taps), absent without resampling, `window` (win_length,), `mel_bank` (bins, F).
+    Buffers hold what published checkpoints hold, in their shapes, but are no part of the state dict:
+    `resample_kernel` (phases, 1, taps), absent without resampling; `window` (samples,); `mel_bank` (bins, F).
     """
 
-    def __init__(self, input_rate: int, sample_rate: int, n_fft: int, win_length: int, hop_samples: int, n_mels: int,
-                 window: Tensor, mel_bank: Tensor):
+    def __init__(
+        self,
+        input_rate: int,
+        sample_rate: int,
+        n_fft: int,
+        win_length: int,
+        hop_samples: int,
+        n_mels: int,
+        window: Tensor,
+        mel_bank: Tensor,
+    ):
         super().__init__()
-        for name, value in (("input_rate", input_rate), ("sample_rate", sample_rate), ("hop_samples", hop_samples)):
+        for name, value in (
+            ("input_rate", input_rate),
+            ("sample_rate", sample_rate),
+            ("hop_samples", hop_samples),
+        ):
             if value < 1:
                 raise ValueError(f"{name} {value} must be at least 1.")
         if n_fft % 2:
@@ -77,23 +94,27 @@ class _PowerMel(nn.Module):
         return 1 + self.n_resampled(n_samples) // self.hop_samples
 
     def resample(self, waveform: Tensor) -> Tensor:
-        """Return `waveform` (B, T) at `input_rate` as (B, T') at `sample_rate`: windowed sinc, torchaudio's kernel."""
+        """Return `waveform` (B, T) at `sample_rate`, (B, T'), resampled by torchaudio's windowed sinc."""
         if not self._resample_bands:
             return waveform
         n_samples, n_taps, width = waveform.shape[-1], self.resample_kernel.shape[-1], self._resample_width
-        # A matrix product rather than a convolution: cuDNN would run the convolution in TF32, 1e-3 off.
+        # A matrix product rather than a convolution: cuDNN would round it to TF32, 11 bits.
         frames = F.pad(waveform, (width, width + self._rate_in)).unfold(-1, n_taps, self._rate_in)
         phases = _banded_product(frames, self.resample_kernel[:, 0].T, self._resample_bands)
-        return phases.flatten(-2)[..., :self.n_resampled(n_samples)]
+        return phases.flatten(-2)[..., : self.n_resampled(n_samples)]
 
     def _check_waveform(self, waveform: Tensor, shortest: int) -> None:
         if waveform.ndim != 3 or waveform.shape[1] != 1:
-            raise ValueError(f"waveform has shape {tuple(waveform.shape)}, but this front end takes (B, 1, T), "
-                             "one channel; mix down or reshape first.")
+            raise ValueError(
+                f"waveform has shape {tuple(waveform.shape)}, but this front end takes (B, 1, T), "
+                "one channel; mix down or reshape first."
+            )
         if self.n_resampled(waveform.shape[-1]) < shortest:
-            raise ValueError(f"waveform has {waveform.shape[-1]} samples at {self.input_rate} Hz, fewer than the "
-                             f"{-(-shortest * self.input_rate // self.sample_rate)} that one frame of {self.n_fft} at "
-                             f"{self.sample_rate} Hz needs; pad the clip.")
+            needed = (shortest - 1) * self.input_rate // self.sample_rate + 1
+            raise ValueError(
+                f"waveform has {waveform.shape[-1]} samples at {self.input_rate} Hz, fewer than the {needed} "
+                f"that one frame of {self.n_fft} at {self.sample_rate} Hz needs; pad the clip."
+            )
 
     def _mel_of(self, waveform: Tensor, mel_bank: Tensor, bands: Sequence[Band]) -> Tensor:
         """Return the power mel spectrogram (B, F, N) of `waveform` (B, T) at `sample_rate`."""
@@ -104,7 +125,7 @@ class _PowerMel(nn.Module):
         window = F.pad(self.window, (margin // 2, margin - margin // 2))
         clips = len(frames)
         if frames.device.type == "cpu" and not torch.compiler.is_compiling():
-            clips = max(1, _CPU_CHUNK_SAMPLES // frames[0].numel())
+            clips = max(1, _CPU_CHUNK_SAMPLES // (frames.shape[1] * self.n_fft))
         mels = []
         for chunk in frames.split(clips) if clips < len(frames) else (frames,):
             spectrum = torch.fft.rfft(chunk * window)
@@ -131,13 +152,29 @@ class LogMel(_PowerMel):
         torch.Size([2, 1, 256, 65])
     """
 
-    def __init__(self, input_rate: int = 44100, sample_rate: int = 32000, n_fft: int = 4096, win_length: int = 3072,
-                 hop_samples: int = 500, n_mels: int = 256, f_min_hz: float = 0.0, f_max_hz: float | None = None,
-                 log_offset: float = 1e-5):
+    def __init__(
+        self,
+        input_rate: int = 44100,
+        sample_rate: int = 32000,
+        n_fft: int = 4096,
+        win_length: int = 3072,
+        hop_samples: int = 500,
+        n_mels: int = 256,
+        f_min_hz: float = 0.0,
+        f_max_hz: float | None = None,
+        log_offset: float = 1e-5,
+    ):
         f_max_hz = _check_settings(sample_rate, n_fft, win_length, n_mels, f_min_hz, f_max_hz, log_offset)
         super().__init__(
-            input_rate, sample_rate, n_fft, win_length, hop_samples, n_mels, window=torch.hann_window(win_length),
-            mel_bank=melscale_fbanks(n_fft // 2 + 1, f_min_hz, f_max_hz, n_mels, sample_rate))
+            input_rate,
+            sample_rate,
+            n_fft,
+            win_length,
+            hop_samples,
+            n_mels,
+            window=torch.hann_window(win_length),
+            mel_bank=melscale_fbanks(n_fft // 2 + 1, f_min_hz, f_max_hz, n_mels, sample_rate),
+        )
         self.f_min_hz, self.f_max_hz, self.log_offset = f_min_hz, f_max_hz, log_offset
 
     def power_mel(self, waveform: Tensor) -> Tensor:
@@ -151,7 +188,9 @@ class LogMel(_PowerMel):
             resampled = self.resample(waveform[:, 0].float())
             return self._mel_of(resampled, self.mel_bank, self._mel_bands)[:, None]
 
-    def forward(self, waveform: Tensor, freq_mask: Tensor | None = None, time_mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, waveform: Tensor, freq_mask: Tensor | None = None, time_mask: Tensor | None = None
+    ) -> Tensor:
         """Return the log-mel spectrogram (B, 1, F, N), float32.
 
         Args:
@@ -169,41 +208,62 @@ class LogMel(_PowerMel):
 class KaldiLogMel(_PowerMel):
     """Log-mel spectrogram of the CP-JKU systems of 2022 and 2023 (CP-Mobile 2023, CP-ResNet, PaSST).
 
-    Pre-emphasis (one sample shorter), symmetric Hann window, centred frames with reflected edges, Kaldi mel bank,
-    natural logarithm, masks, then (x + 4.5) / 5.
+    Pre-emphasis (one sample shorter), symmetric Hann window, centred frames with reflected edges, Kaldi mel
+    bank, natural logarithm, masks, then (x + 4.5) / 5.
 
     Args:
-        input_rate: rate of the waveforms given, Hz. They are resampled as in `LogMel`; the published systems used
-            librosa for that.
+        input_rate: rate of the waveforms given, Hz. They are resampled as in `LogMel`; the published systems
+            used librosa for that.
         sample_rate: rate they are resampled to, Hz.
         n_fft, win_length, hop_samples: transform, window and hop, samples at `sample_rate`
             (CP-ResNet: hop 750; PaSST: 1024, 800, 320 and 128 mels).
         n_mels: number of mel bands F.
-        f_min_hz, f_max_hz: edges of the mel scale; no upper edge means half the sample rate − half `f_max_range_hz`.
+        f_min_hz, f_max_hz: edges of the mel scale; no upper edge means half the sample rate − half
+            `f_max_range_hz`.
         f_min_range_hz, f_max_range_hz: widths of the random edges of training, see `draw_edges`.
         log_offset: added to the power before the logarithm.
         pre_emphasis: factor of the previous sample that is subtracted.
     """
 
-    def __init__(self, input_rate: int = 44100, sample_rate: int = 32000, n_fft: int = 4096, win_length: int = 3072,
-                 hop_samples: int = 500, n_mels: int = 256, f_min_hz: float = 0.0, f_max_hz: float | None = None,
-                 f_min_range_hz: int = 1, f_max_range_hz: int = 1000, log_offset: float = 1e-5,
-                 pre_emphasis: float = 0.97):
+    def __init__(
+        self,
+        input_rate: int = 44100,
+        sample_rate: int = 32000,
+        n_fft: int = 4096,
+        win_length: int = 3072,
+        hop_samples: int = 500,
+        n_mels: int = 256,
+        f_min_hz: float = 0.0,
+        f_max_hz: float | None = None,
+        f_min_range_hz: int = 1,
+        f_max_range_hz: int = 1000,
+        log_offset: float = 1e-5,
+        pre_emphasis: float = 0.97,
+    ):
         if f_min_range_hz < 1 or f_max_range_hz < 1:
-            raise ValueError(f"f_min_range_hz {f_min_range_hz} and f_max_range_hz {f_max_range_hz} must be at least 1 "
-                             "(1 = no random edge).")
+            raise ValueError(
+                f"f_min_range_hz {f_min_range_hz} and f_max_range_hz {f_max_range_hz} must be at least 1 "
+                "(1 = no random edge)."
+            )
         if f_max_hz is None:
             f_max_hz = float(sample_rate // 2 - f_max_range_hz // 2)
         _check_settings(sample_rate, n_fft, win_length, n_mels, f_min_hz, f_max_hz, log_offset)
         super().__init__(
-            input_rate, sample_rate, n_fft, win_length, hop_samples, n_mels,
+            input_rate,
+            sample_rate,
+            n_fft,
+            win_length,
+            hop_samples,
+            n_mels,
             window=torch.hann_window(win_length, periodic=False),
-            mel_bank=_kaldi_bank(n_mels, n_fft, sample_rate, f_min_hz, f_max_hz))
-        self.f_min_hz, self.f_max_hz, self.log_offset, self.pre_emphasis = f_min_hz, f_max_hz, log_offset, pre_emphasis
+            mel_bank=_kaldi_bank(n_mels, n_fft, sample_rate, f_min_hz, f_max_hz),
+        )
+        self.f_min_hz, self.f_max_hz = f_min_hz, f_max_hz
+        self.log_offset, self.pre_emphasis = log_offset, pre_emphasis
         self.f_min_range_hz, self.f_max_range_hz = f_min_range_hz, f_max_range_hz
 
     def n_frames(self, n_samples: int) -> int:
-        """Return the number of frames N made from `n_samples` at `input_rate`; pre-emphasis takes one sample."""
+        """Return the number of frames N made from `n_samples` at `input_rate`; pre-emphasis takes one."""
         return 1 + (self.n_resampled(n_samples) - 1) // self.hop_samples
 
     def draw_edges(self, rng: np.random.Generator) -> tuple[float, float]:
@@ -212,8 +272,10 @@ class KaldiLogMel(_PowerMel):
         f_max_hz = self.f_max_hz + self.f_max_range_hz // 2 - int(rng.integers(self.f_max_range_hz))
         return f_min_hz, f_max_hz
 
-    def power_mel(self, waveform: Tensor, f_min_hz: float | None = None, f_max_hz: float | None = None) -> Tensor:
-        """Return the power mel spectrogram (B, 1, F, N) of the pre-emphasised `waveform` (B, 1, T) at `input_rate`.
+    def power_mel(
+        self, waveform: Tensor, f_min_hz: float | None = None, f_max_hz: float | None = None
+    ) -> Tensor:
+        """Return the power mel spectrogram (B, 1, F, N) of the pre-emphasised `waveform` (B, 1, T).
 
         Raises:
             ValueError: for another shape, or a clip too short for one frame.
@@ -225,13 +287,20 @@ class KaldiLogMel(_PowerMel):
             emphasised = resampled[:, 1:] - self.pre_emphasis * resampled[:, :-1]
             return self._mel_of(emphasised, bank, bands)[:, None]
 
-    def forward(self, waveform: Tensor, freq_mask: Tensor | None = None, time_mask: Tensor | None = None,
-                f_min_hz: float | None = None, f_max_hz: float | None = None) -> Tensor:
+    def forward(
+        self,
+        waveform: Tensor,
+        freq_mask: Tensor | None = None,
+        time_mask: Tensor | None = None,
+        f_min_hz: float | None = None,
+        f_max_hz: float | None = None,
+    ) -> Tensor:
         """Return the scaled log-mel spectrogram (B, 1, F, N), float32.
 
         Args:
             waveform: (B, 1, T) at `input_rate`, full scale ±1.
-            freq_mask, time_mask: bool (B, F) and (B, N), True where the LOG mel is to become 0 (0.9 after scaling).
+            freq_mask, time_mask: bool (B, F) and (B, N), True where the LOG mel is to become 0 (0.9 after
+                scaling).
             f_min_hz, f_max_hz: mel edges of this call, see `draw_edges`; None = those of the constructor.
 
         Raises:
@@ -241,7 +310,10 @@ class KaldiLogMel(_PowerMel):
         return (_masked(log_mel, freq_mask, time_mask) + 4.5) / 5.0
 
     def _bank_for(self, f_min_hz: float | None, f_max_hz: float | None) -> tuple[Tensor, Sequence[Band]]:
-        edges = (self.f_min_hz if f_min_hz is None else f_min_hz, self.f_max_hz if f_max_hz is None else f_max_hz)
+        edges = (
+            self.f_min_hz if f_min_hz is None else f_min_hz,
+            self.f_max_hz if f_max_hz is None else f_max_hz,
+        )
         if edges == (self.f_min_hz, self.f_max_hz):
             return self.mel_bank, self._mel_bands
         bank = _kaldi_bank(self.n_mels, self.n_fft, self.sample_rate, *edges)
@@ -249,9 +321,9 @@ class KaldiLogMel(_PowerMel):
 
 
 def _kaldi_bank(n_mels: int, n_fft: int, sample_rate: int, f_min_hz: float, f_max_hz: float) -> Tensor:
-    """Return Kaldi's mel bank (n_fft / 2 + 1, F); the bin at half the sample rate, which Kaldi leaves out, is 0."""
-    bank, _ = get_mel_banks(n_mels, n_fft, float(sample_rate), f_min_hz, f_max_hz,
-                            vtln_low=100.0, vtln_high=-500.0, vtln_warp_factor=1.0)
+    """Return Kaldi's mel bank (n_fft / 2 + 1, F); the last bin, which Kaldi leaves out, is 0."""
+    # Vocal tract length warping, the last three arguments, is off at a factor of 1.
+    bank, _ = get_mel_banks(n_mels, n_fft, float(sample_rate), f_min_hz, f_max_hz, 100.0, -500.0, 1.0)
     return F.pad(bank, (0, 1)).T.contiguous()
 
 
@@ -267,8 +339,9 @@ def _bands(matrix: Tensor, columns_per_block: int) -> list[Band]:
 
 
 def _banded_product(x: Tensor, matrix: Tensor, bands: Sequence[Band]) -> Tensor:
-    """Return `x` (…, rows) @ `matrix` (rows, columns), leaving out the rows that are zero in a block of columns."""
-    return torch.cat([x[..., low:high] @ matrix[low:high, first:last] for first, last, low, high in bands], dim=-1)
+    """Return `x` (…, rows) @ `matrix` (rows, columns), skipping the rows that are zero in a block."""
+    blocks = [x[..., low:high] @ matrix[low:high, first:last] for first, last, low, high in bands]
+    return torch.cat(blocks, dim=-1)
 
 
 def _masked(mel: Tensor, freq_mask: Tensor | None, time_mask: Tensor | None) -> Tensor:
@@ -278,20 +351,31 @@ def _masked(mel: Tensor, freq_mask: Tensor | None, time_mask: Tensor | None) -> 
         if mask is None:
             continue
         if mask.shape != (n_clips, length) or mask.dtype != torch.bool:
-            raise ValueError(f"{name} is {mask.dtype} {tuple(mask.shape)}, but must be torch.bool {(n_clips, length)}.")
+            raise ValueError(
+                f"{name} is {mask.dtype} {tuple(mask.shape)}, but must be torch.bool {(n_clips, length)}."
+            )
         mask = mask.to(mel.device)
         mel = mel.masked_fill(mask[:, None, :, None] if name == "freq_mask" else mask[:, None, None, :], 0.0)
     return mel
 
 
-def _check_settings(sample_rate: int, n_fft: int, win_length: int, n_mels: int, f_min_hz: float,
-                    f_max_hz: float | None, log_offset: float) -> float:
+def _check_settings(
+    sample_rate: int,
+    n_fft: int,
+    win_length: int,
+    n_mels: int,
+    f_min_hz: float,
+    f_max_hz: float | None,
+    log_offset: float,
+) -> float:
     """Check the settings both front ends share; return the upper mel edge in Hz."""
     f_max_hz = sample_rate / 2 if f_max_hz is None else f_max_hz
     if not 1 <= win_length <= n_fft:
         raise ValueError(f"win_length {win_length} must be between 1 and n_fft {n_fft}.")
     if not 0 <= f_min_hz < f_max_hz <= sample_rate / 2:
-        raise ValueError(f"mel edges {f_min_hz} … {f_max_hz} Hz must rise and lie within 0 … {sample_rate / 2} Hz.")
+        raise ValueError(
+            f"mel edges {f_min_hz} … {f_max_hz} Hz must rise and lie within 0 … {sample_rate / 2} Hz."
+        )
     if n_mels < 1:
         raise ValueError(f"n_mels {n_mels} must be at least 1.")
     if log_offset <= 0:

@@ -54,17 +54,17 @@ def airport(place: Rng, now: Rng, n_samples: int) -> np.ndarray:
     t60_s, joint_hz = place.uniform(1.6, 2.8), place.uniform(11, 17)
     layer = gain(now.uniform(-12, -2)) * voices(now, n_samples, 3)
     wheels = synth.band_noise(now, n_samples, 300, now.uniform(2500, 5000))
-    joints = np.zeros(n_samples)
+    joints, joint_tone_hz = np.zeros(n_samples), now.uniform(300, 2000)
     for start in synth.steady_starts(now, n_samples, 1 / (joint_hz * now.uniform(0.85, 1.15)), 0.06):
-        add_at(joints, synth.knock(now, now.uniform(500, 900), 0.012, 0.2), start)
+        add_at(joints, synth.knock(now, joint_tone_hz, 0.012, 0.2), start)
     centre_s = now.uniform(0, n_samples / SAMPLE_RATE)
     passing = synth.swell(n_samples, centre_s, now.uniform(0.5, 1.5))
-    layer += gain(now.uniform(-3, 7)) * passing * (0.4 * wheels + joints)
+    layer += gain(now.uniform(-2, 7)) * passing * (0.25 * wheels + joints)
     if now.uniform() < 0.5:
         first_hz = now.uniform(450, 900)
         for index, start in enumerate(synth.steady_starts(now, n_samples, now.uniform(0.35, 0.5), 0.0)[:4]):
-            layer_hz = first_hz * (1.0, 0.8, 0.67, 0.53)[index % 4]
-            add_at(layer, gain(3) * synth.sweep(now, (layer_hz, layer_hz), 0.6), start)
+            tone_hz = first_hz * (1.0, 0.8, 0.67, 0.53)[index]
+            add_at(layer, gain(3) * synth.sweep(now, (tone_hz, tone_hz), 0.6), start)
     return synth.reverberate(now, layer, t60_s, 2.0)
 
 
@@ -128,13 +128,13 @@ def park(place: Rng, now: Rng, n_samples: int) -> np.ndarray:
     for _ in range(2):
         centre_hz, depth = place.uniform(1800, 5500), place.uniform(0.1, 0.5)
         note_s, gap_s = place.uniform(0.05, 0.12), place.uniform(0.07, 0.16)
-        for start in synth.random_starts(now, n_samples, now.uniform(0.4, 1.6)):
-            level, turns = gain(now.uniform(-6, 4)), now.choice((-1, 1), 3)
+        for start in synth.random_starts(now, n_samples, now.uniform(0.6, 2.5)):
+            level, turns = gain(now.uniform(-5, 5)), now.choice((-1, 1), 3)
             for note in range(now.integers(2, 6)):
                 chirp = synth.sweep(now, centre_hz * (1 + depth * turns * now.uniform(0.3, 1.0, 3)), note_s)
                 add_at(layer, level * chirp, start + int(note * gap_s * SAMPLE_RATE))
     wind = synth.band_noise(now, n_samples, 60, now.uniform(400, 1500))
-    layer += gain(now.uniform(-8, 4)) * wind * synth.slow_curve(now, n_samples, 3.0, 0.0, 1.6)
+    layer += gain(now.uniform(-10, 2)) * wind * synth.slow_curve(now, n_samples, 3.0, 0.0, 1.6)
     if now.uniform() < 0.4:
         layer += gain(now.uniform(-8, 0)) * footsteps(now, n_samples, 1)
     return layer
@@ -154,14 +154,10 @@ def footsteps(now: Rng, n_samples: int, n_walkers: int) -> np.ndarray:
 def public_square(place: Rng, now: Rng, n_samples: int) -> np.ndarray:
     """A crowd in the open, bells that strike, wings of pigeons, a fountain."""
     bell_hz, splash_rate_hz = place.uniform(350, 1000), place.uniform(30, 70)
-    layer = gain(now.uniform(-9, -1)) * voices(now, n_samples, 5)
+    layer = gain(now.uniform(-9, -1)) * voices(now, n_samples, 4)
     if now.uniform() < 0.7:
         for start in synth.steady_starts(now, n_samples, now.uniform(0.7, 1.1), 0.02):
-            bell = sum(
-                synth.knock(now, bell_hz * ratio, decay_s, 1.0) * weight
-                for ratio, decay_s, weight in ((0.6, 0.25, 0.5),)
-            )
-            add_at(layer, gain(4) * bell, start)
+            add_at(layer, gain(4) * synth.knock(now, bell_hz, 0.25, 1.0), start)
     if now.uniform() < 0.6:
         flap_hz = now.uniform(7, 10)
         for start in synth.random_starts(now, n_samples, 0.8):
@@ -169,10 +165,11 @@ def public_square(place: Rng, now: Rng, n_samples: int) -> np.ndarray:
                 add_at(layer, gain(now.uniform(-2, 2)) * synth.knock(now, 900, 0.025, 0.0),
                        start + int(beat / flap_hz * SAMPLE_RATE))
     if now.uniform() < 0.5:
-        drops = gain(now.uniform(-10, -4))
+        level, drops = gain(now.uniform(-10, -4)), []
+        for low_hz in now.uniform(600, 2500, 8):
+            drops.append(level * synth.sweep(now, (low_hz, low_hz * 1.5), 0.03))
         for start in synth.random_starts(now, n_samples, splash_rate_hz):
-            low_hz = now.uniform(600, 2500)
-            add_at(layer, drops * now.uniform(0.3, 1.0) * synth.sweep(now, (low_hz, low_hz * 1.5), 0.03), start)
+            add_at(layer, drops[now.integers(8)] * now.uniform(0.3, 1.0), start)
     return layer
 
 
@@ -246,7 +243,7 @@ def tram(place: Rng, now: Rng, n_samples: int) -> np.ndarray:
 def recolour(now: Rng, sound: np.ndarray) -> np.ndarray:
     """Give a recording (T,) its own spectral tilt, two broad bumps or dips, and a level of -38 to -22 dBFS."""
     curve_hz = 62.5 * 2.0 ** np.arange(0, 8.5, 0.5)
-    curve_db = now.uniform(-2.5, 2.5) * np.log2(curve_hz / 1000)
+    curve_db = now.uniform(-3, 3) * np.log2(curve_hz / 1000)
     for _ in range(2):
         distance = np.log2(curve_hz / (62.5 * 2 ** now.uniform(0, 8)))
         curve_db += now.uniform(-9, 9) * np.exp(-(distance**2))

@@ -8,13 +8,12 @@ set never holds, lie outside of the range of the others. No real device was meas
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.signal import lfilter
 
 from common.data import synth
 from common.data.synth import SAMPLE_RATE, gain
 
 _BANDS_HZ = (31.5, 63, 125, 250, 500, 1000, 2000, 4000, 8000, 16000)
-_ENVELOPE_S = 0.02  # time constant of the level detector of the compressor
+_DETECTOR_S = 0.04  # the compressor follows the level over this time
 
 
 @dataclass(frozen=True)
@@ -50,9 +49,9 @@ class RecordingDevice:
     def _compress(self, sound: np.ndarray) -> np.ndarray:
         if self.ratio == 1.0:
             return sound
-        keep = np.exp(-1 / (_ENVELOPE_S * SAMPLE_RATE))
-        start = [keep * np.mean(sound[: SAMPLE_RATE // 10] ** 2)]
-        power, _ = lfilter([1 - keep], [1, -keep], sound**2, zi=start)
+        half = round(_DETECTOR_S * SAMPLE_RATE / 2)
+        energy = np.cumsum(np.pad(sound**2, (half + 1, half), mode="reflect"))
+        power = (energy[2 * half :] - energy[: -2 * half])[: len(sound)] / (2 * half)
         excess = np.maximum(power / gain(self.threshold_db) ** 2, 1.0)
         return sound * excess ** ((1 / self.ratio - 1) / 2)
 

@@ -58,8 +58,8 @@ def _log_curve(n_fft: int, curve_hz, curve_db) -> np.ndarray:
 def noise(rng: np.random.Generator, n_samples: int, curve_hz, curve_db) -> np.ndarray:
     """Return Gaussian noise (T,), RMS 1, with the spectral envelope of `filter_by_curve`."""
     n_fft = fft.next_fast_len(n_samples, real=True)
-    spectrum = fft.rfft(rng.standard_normal(n_fft)) * gain(_log_curve(n_fft, curve_hz, curve_db))
-    return unit_rms(fft.irfft(spectrum, n_fft)[:n_samples])
+    spectrum = rng.standard_normal(2 * (n_fft // 2 + 1)).view(complex)  # white noise is white in either domain
+    return unit_rms(fft.irfft(spectrum * gain(_log_curve(n_fft, curve_hz, curve_db)), n_fft)[:n_samples])
 
 
 def band_noise(rng: np.random.Generator, n_samples: int, low_hz: float, high_hz: float) -> np.ndarray:
@@ -118,13 +118,13 @@ def knock(rng: np.random.Generator, centre_hz: float, decay_s: float, ringing: f
     Args:
         ringing: share of the amplitude in the partials, 0 (dull) to 1 (metal).
     """
-    n_samples = int(5 * decay_s * SAMPLE_RATE)
+    n_samples = int(4 * decay_s * SAMPLE_RATE)
     time_s = np.arange(n_samples) / SAMPLE_RATE
     partials = centre_hz * rng.uniform(0.7, 2.6, 3)
     ring = np.sin(2 * np.pi * partials[:, None] * time_s + rng.uniform(0, 6.28, (3, 1))).mean(axis=0)
-    burst = band_noise(rng, n_samples, centre_hz / 2, min(centre_hz * 2, 16000.0))
+    burst = slow_curve(rng, n_samples, centre_hz, -1.0, 1.0) * np.sin(2 * np.pi * centre_hz * time_s)
     attack = np.minimum(time_s / 0.001, 1.0)
-    return unit_event(attack * np.exp(-time_s / decay_s) * (ringing * ring + (1 - ringing) * burst * 0.5))
+    return unit_event(attack * np.exp(-time_s / decay_s) * (ringing * ring + (1 - ringing) * burst))
 
 
 def sweep(rng: np.random.Generator, hertz, duration_s: float, brightness: float = 0.1) -> np.ndarray:

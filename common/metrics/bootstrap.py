@@ -142,7 +142,7 @@ class GroupBootstrap:
         correct = correct.mean(axis=0) if correct.ndim == 2 else correct
         if correct.shape != (self.n_clips,) or stratum.shape != (self.n_clips,):
             raise ValueError(
-                f"{self.n_clips} clips have a group, but {correct.shape[-1]} a score and {len(stratum)} a name"
+                f"{self.n_clips} clips have a group, but {correct.shape[-1]} a score, {len(stratum)} a name"
             )
         used = stratum >= 0
         cell = self.index[used] * n_strata + stratum[used]

@@ -1,11 +1,12 @@
-"""Dynamic MobileNets: every block adapts its kernels, activation and attention to its input (dymn04, dymn10, dymn20).
+"""Dynamic MobileNets dymn04, dymn10, dymn20: every block adapts its kernels and activation to its input.
 
 Flow: log mel (B, 1, F, N) → **DyMN** → {"logits": (B, K), "features": (B, D)}.
 
 Table, width rule, stem and head are those of `common.nn.mobilenet`, without squeeze and excitation.
 Parameter names are those of the published checkpoints.
 
-Source: Schmid et al., "Dynamic convolutional neural networks as efficient pre-trained audio models", TASLP 2024.
+Source: Schmid et al., "Dynamic convolutional neural networks as efficient pre-trained audio models", TASLP
+2024.
 """
 
 import torch
@@ -32,14 +33,20 @@ def temperature_at_epoch(epoch: int, slope: float = 0.02) -> float:
 class DynamicConv2d(nn.Module):
     """A convolution whose kernel is, for each item, a weighted mean of four.
 
-    The weights are a softmax of a linear map of the block's context h. Each item has its own kernel: results do not
-    depend on the other items of the batch.
+    The weights are a softmax of a linear map of the block's context h. Each item has its own kernel: results
+    do not depend on the other items of the batch.
 
     Shape: x (B, C, F, N), h (B, H) → (B, C', F / stride, N / stride).
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, context: int, kernel_size: int = 1, stride: int = 1, groups: int = 1
+        self,
+        in_channels: int,
+        out_channels: int,
+        context: int,
+        kernel_size: int = 1,
+        stride: int = 1,
+        groups: int = 1,
     ):
         super().__init__()
         self.kernel_shape = (out_channels, in_channels // groups, kernel_size, kernel_size)
@@ -57,7 +64,9 @@ class DynamicConv2d(nn.Module):
         b, c, f, n = x.shape
         out_channels, in_per_group, k, _ = self.kernel_shape
         if k == 1 and self.groups == 1 and self.stride == 1:
-            return torch.bmm(kernels.view(b, out_channels, c), x.reshape(b, c, f * n)).view(b, out_channels, f, n)
+            return torch.bmm(kernels.view(b, out_channels, c), x.reshape(b, c, f * n)).view(
+                b, out_channels, f, n
+            )
         # One convolution for the whole batch: each item forms groups of its own.
         y = F.conv2d(
             x.reshape(1, b * c, f, n),
@@ -91,7 +100,7 @@ class DynamicReLU(nn.Module):
 
 
 class ContextGenerator(nn.Module):
-    """Summarise a block's input: one vector for kernels and activation, one sequence per axis for the attention.
+    """Summarise a block's input: a vector for kernels and activation, a gate per axis for the attention.
 
     Shape: x (B, C, F, N) → h (B, H), frequency gate (B, E, F / stride, 1), time gate (B, E, 1, N / stride).
     """
@@ -112,12 +121,14 @@ class ContextGenerator(nn.Module):
         f_part, t_part = joint.split((x.shape[2], x.shape[3]), dim=2)
         if self.stride > 1:
             # The padded zeros count in the mean, as in the published networks.
-            f_part, t_part = (F.avg_pool2d(part, (3, 1), (self.stride, 1), (1, 0)) for part in (f_part, t_part))
+            f_part, t_part = (
+                F.avg_pool2d(part, (3, 1), (self.stride, 1), (1, 0)) for part in (f_part, t_part)
+            )
         return h, self.conv_f(f_part).sigmoid(), self.conv_t(t_part).transpose(2, 3).sigmoid()
 
 
 class DynamicBlock(nn.Module):
-    """Inverted residual with dynamic convolutions, dynamic ReLU and coordinate attention after the depthwise step."""
+    """Inverted residual with dynamic convolutions; dynamic ReLU and attention follow the depthwise one."""
 
     def __init__(
         self,
@@ -161,8 +172,9 @@ class DyMN(nn.Module):
     Args:
         width: 0.4, 1, 2 make the published dymn04, dymn10, dymn20.
 
-    A fresh network starts at temperature 30: call `set_temperature(temperature_at_epoch(epoch))` in each epoch. With
-    published AudioSet weights call `set_temperature(1)`: the temperature is not part of the state dict.
+    A fresh network starts at temperature 30: call `set_temperature(temperature_at_epoch(epoch))` in each
+    epoch. With published AudioSet weights call `set_temperature(1)`: the temperature is not part of the state
+    dict.
 
     Shape: log mel (B, 1, F, N) → {"logits": (B, K), "features": (B, 960 · width)}.
     """

@@ -3,8 +3,9 @@
 Flow: adapter output → **gate** (0 … 1, same shape) → multiplied with the embedding.
 
 At t = 0 a gate is 1 everywhere (the embedding passes unchanged), at t = 1 it is the ordinary sigmoid.
-Source: ConGater, section 3.2 (Masoudian et al.; used on PaSST for TAU 2022 Mobile).
+Source: ConGater (Masoudian et al. 2023), there after the layers of PaSST.
 """
+
 import math
 
 import torch

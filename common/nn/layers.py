@@ -25,7 +25,9 @@ def conv_norm(
 ) -> nn.Sequential:
     """Return convolution without bias (padding (k-1)/2), BatchNorm and, unless None, an activation."""
     layers: list[nn.Module] = [
-        nn.Conv2d(in_channels, out_channels, kernel_size, stride, (kernel_size - 1) // 2, groups=groups, bias=False),
+        nn.Conv2d(
+            in_channels, out_channels, kernel_size, stride, (kernel_size - 1) // 2, groups=groups, bias=False
+        ),
         nn.BatchNorm2d(out_channels, eps=norm_eps, momentum=norm_momentum),
     ]
     if activation is not None:
@@ -36,8 +38,8 @@ def conv_norm(
 def init_mobile(network: nn.Module) -> None:
     """Draw the initial weights all MobileNet-like networks here start from.
 
-    Convolutions: Kaiming normal, fan_out = out_channels · k · k (also for depthwise ones: torch does not divide by the
-    groups). BatchNorm: weight 1, bias 0. Linear: N(0, 0.01), bias 0.
+    Convolutions: Kaiming normal, fan_out = out_channels · k · k (also for depthwise ones: torch does not
+    divide by the groups). BatchNorm: weight 1, bias 0. Linear: N(0, 0.01), bias 0.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
@@ -56,7 +58,8 @@ def init_mobile(network: nn.Module) -> None:
 class GlobalResponseNorm(nn.Module):
     """Let the channels of a map compete: each is weighed by its energy relative to the mean over channels.
 
-    Shape: (B, C, F, N) → same. `gamma` and `beta` are scalars and start at 0, so a fresh layer is the identity.
+    Shape: (B, C, F, N) → same. `gamma` and `beta` are scalars and start at 0, so a fresh layer is the
+    identity.
 
     Source: CP-Mobile 2023; the idea is ConvNeXt V2's, there with one gamma and beta per channel.
     """

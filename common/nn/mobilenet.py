@@ -67,7 +67,7 @@ class ChannelGate(nn.Module):
 
 
 class SqueezeExcite(nn.Module):
-    """Holds one channel gate under the name that published checkpoints use (they could have gates on other axes)."""
+    """Holds one channel gate under the name that published checkpoints use (others have more gates)."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -82,7 +82,8 @@ class MobileBlock(nn.Module):
 
     Args:
         in_channels, expanded, out_channels: already scaled by the network's width.
-        stride: one number or (frequency, time). The input is added where nothing strides and the widths agree.
+        stride: one number or (frequency, time). The input is added where nothing strides and the widths
+            agree.
     """
 
     def __init__(
@@ -127,12 +128,18 @@ def mobile_features(
     """
     strides = [spec.stride for spec in MOBILENET_V3_LARGE] if strides is None else list(strides)
     if len(strides) != len(MOBILENET_V3_LARGE):
-        raise ValueError(f"strides has {len(strides)} entries, but the network has {len(MOBILENET_V3_LARGE)} blocks.")
+        raise ValueError(
+            f"strides has {len(strides)} entries, but the network has {len(MOBILENET_V3_LARGE)} blocks."
+        )
     channels = make_divisible(STEM_CHANNELS * width)
-    layers: list[nn.Module] = [conv_norm(in_channels, channels, 3, stem_stride, activation=nn.Hardswish, **NORM)]
+    layers: list[nn.Module] = [
+        conv_norm(in_channels, channels, 3, stem_stride, activation=nn.Hardswish, **NORM)
+    ]
     for spec, stride in zip(MOBILENET_V3_LARGE, strides, strict=True):
         expanded, out = make_divisible(spec.expanded * width), make_divisible(spec.out * width)
-        layers.append(MobileBlock(channels, expanded, out, spec.kernel_size, stride, spec.squeeze, spec.activation))
+        layers.append(
+            MobileBlock(channels, expanded, out, spec.kernel_size, stride, spec.squeeze, spec.activation)
+        )
         channels = out
     layers.append(conv_norm(channels, 6 * channels, activation=nn.Hardswish, **NORM))
     return nn.Sequential(*layers)
@@ -158,7 +165,8 @@ class MobileNet(nn.Module):
         width: 0.1, 0.4, 1, 4 make the published mn01, mn04, mn10, mn40.
         head: "mlp" (published AudioSet taggers) or "fully_convolutional" (1×1 convolution, BatchNorm, mean).
 
-    Shape: log mel (B, 1, F, N) → {"logits": (B, K), "features": (B, 960 · width)}: the time-frequency mean of the last map.
+    Shape: log mel (B, 1, F, N) → {"logits": (B, K), "features": (B, 960 · width)}: the time-frequency mean of
+    the last map.
     """
 
     def __init__(

@@ -51,7 +51,8 @@ class KeyMap:
     """How the names in a published state dict become ours.
 
     Args:
-        prefixes: (published, ours) pairs; the first that fits a name replaces its beginning. Other names stay.
+        prefixes: (published, ours) pairs; the first that fits a name replaces its beginning. Other names
+            stay.
         ignore: beginnings of names that no network needs, such as the buffers of a front end.
     """
 
@@ -67,14 +68,17 @@ class KeyMap:
                 continue
             ours = next((new + name[len(old) :] for old, new in self.prefixes if name.startswith(old)), name)
             if ours in mapped:
-                raise WeightsError(f"{origin[ours]} and {name} both become {ours}: this key map does not fit the file.")
+                raise WeightsError(
+                    f"{origin[ours]} and {name} both become {ours}: this key map does not fit the file."
+                )
             mapped[ours], origin[ours] = tensor, name
         return mapped, ignored
 
 
 KEY_MAPS = {
     "same names": KeyMap(),
-    # Lightning modules of the DCASE baselines: a front end called mel, and the network or the container of networks.
+    # Lightning modules of the DCASE baselines: a front end called mel, and the network or the container of
+    # networks.
     "dcase_baseline": KeyMap(prefixes=(("multi_device_model.", ""), ("model.", "")), ignore=("mel.",)),
 }
 
@@ -88,7 +92,7 @@ REGISTRY: dict[str, PublishedWeights] = {
         source="https://github.com/turquenite/dcase2025_task1_inference",
         licence=_NONE_STATED,
         sha256="2c60c0869049ca216abe6d946ea3a58210d2040a2f85eece197dfb193ada5be0",
-        note="Winner of DCASE 2025 task 1: a base network and one for each of a, b, c, s1, s2, s3 (s2 equals the base).",
+        note="Winner of DCASE 2025 task 1: base network and one each for a, b, c, s1, s2, s3 (s2 = base).",
     ),
     "li_ntu_2025_system1": PublishedWeights(
         architecture="task1_asc CPMobile(grn=True, strides={'b2': (2, 2), 'b4': (2, 1)})",
@@ -148,7 +152,7 @@ REGISTRY: dict[str, PublishedWeights] = {
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What became of the entries of a file: `loaded` ones, `ignored` by the key map, `missing` or `unexpected`."""
+    """What became of a file's entries: `loaded`, `ignored` by the key map, `missing`, `unexpected`."""
 
     loaded: int
     missing: tuple[str, ...] = ()
@@ -156,7 +160,9 @@ class LoadReport:
     ignored: tuple[str, ...] = ()
 
 
-def published_file(name_or_path: str | Path, folder: str | Path = "downloads", download: bool = False) -> Path:
+def published_file(
+    name_or_path: str | Path, folder: str | Path = "downloads", download: bool = False
+) -> Path:
     """Return the local file behind a path or a name of the registry.
 
     Args:
@@ -164,7 +170,8 @@ def published_file(name_or_path: str | Path, folder: str | Path = "downloads", d
         download: fetch a file that is not there yet.
 
     Raises:
-        WeightsError: neither a file nor a registered name; not downloaded yet; no address known; wrong checksum.
+        WeightsError: neither a file nor a registered name; not downloaded yet; no address known; wrong
+        checksum.
     """
     path = Path(name_or_path)
     if path.is_file():
@@ -174,10 +181,14 @@ def published_file(name_or_path: str | Path, folder: str | Path = "downloads", d
     entry = REGISTRY[str(name_or_path)]
     if entry.url is None:
         inside = f" (there: {entry.file})" if entry.file else ""
-        raise WeightsError(f"{name_or_path} has no direct address: fetch it from {entry.source}{inside}, give its path.")
+        raise WeightsError(
+            f"{name_or_path} has no direct address: fetch it from {entry.source}{inside}, give its path."
+        )
     path = Path(folder) / entry.url.rsplit("/", 1)[-1]
     if not path.is_file() and not download:
-        raise WeightsError(f"{path} does not exist: allow the download, or fetch {entry.url} and give its path.")
+        raise WeightsError(
+            f"{path} does not exist: allow the download, or fetch {entry.url} and give its path."
+        )
     if not path.is_file():
         import pooch  # only here: nothing else needs it
 
@@ -192,7 +203,9 @@ def check_sha256(path: Path, expected: str | None) -> None:
         return
     found = sha256(path)
     if found != expected:
-        raise WeightsError(f"{path} has SHA-256 {found}, but {expected} was published: delete it and fetch it again.")
+        raise WeightsError(
+            f"{path} has SHA-256 {found}, but {expected} was published: delete it and fetch it again."
+        )
 
 
 def load_state_dict_file(path: str | Path) -> dict[str, Tensor]:
@@ -208,9 +221,9 @@ def load_state_dict_file(path: str | Path) -> dict[str, Tensor]:
         raise WeightsError(f"{path} does not exist: give the path of a checkpoint.") from None
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        found = f"needs code to be read ({named[1]})" if named else "cannot be read as tensors alone"
         raise WeightsError(
-            f"{path} needs code to be read ({named[1] if named else 'no plain tensors'}) and is refused: ask for a file "
-            "with tensors only, or convert it on a machine you can afford to lose."
+            f"{path} {found} and is refused: fetch it again, or ask its authors for a file with tensors only."
         ) from None
     except (RuntimeError, EOFError, ValueError, LookupError) as error:
         reason = str(error).split(". ")[0] if isinstance(error, RuntimeError) else "not PyTorch's format"
@@ -254,14 +267,15 @@ def load_published(
     if problems or not shared:
         what = "; ".join(problems) or "no name in common"
         raise WeightsError(
-            f"These weights do not fit {type(model).__name__} with {len(own)} entries: {what}. Check network and key map."
+            f"These weights do not fit {type(model).__name__} with {len(own)} entries: {what}. "
+            "Check network and key map."
         )
     model.load_state_dict({name: mapped[name] for name in shared}, strict=False)
     return LoadReport(len(shared), tuple(missing), tuple(unexpected), tuple(ignored))
 
 
 def container_devices(state: Mapping[str, Tensor], key_map: KeyMap | str = "dcase_baseline") -> list[str]:
-    """Return the devices that have their own network in a file, in the file's order; [] if it holds one network."""
+    """Return the devices with a network of their own in a file, in its order; [] if it holds one network."""
     mapped, _ = (KEY_MAPS[key_map] if isinstance(key_map, str) else key_map).apply(state)
     return list(dict.fromkeys(name.split(".")[1] for name in mapped if name.startswith("device_models.")))
 

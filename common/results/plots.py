@@ -61,7 +61,7 @@ def grouped_bars(
         axes.tick_params(axis="x", rotation=45)
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
-    axes.legend()
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)  # above: bars fill the axes
     return axes
 
 

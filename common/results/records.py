@@ -212,8 +212,14 @@ def command_line() -> str:
 
 def environment(wall_time_s: float) -> dict:
     """Return what a long step ran as and on: command, commit, hardware, versions, time and peak memory."""
-    return {"command": command_line(), "git": git_state(), "hardware": hardware(), "versions": versions(),
-            "wall_time_s": round(wall_time_s, 1), **peak_memory()}
+    return {
+        "command": command_line(),
+        "git": git_state(),
+        "hardware": hardware(),
+        "versions": versions(),
+        "wall_time_s": round(wall_time_s, 1),
+        **peak_memory(),
+    }
 
 
 def versions() -> dict[str, str]:

@@ -75,10 +75,11 @@ def test_intervals_cover_as_often_as_they_claim_and_clip_level_ones_do_not():
         groups, correct = simulate(rng)
         interval = GroupBootstrap(groups, 400, seed=seed).accuracy(correct).interval()
         by_group += interval.low <= 0.5 <= interval.high
-        interval = GroupBootstrap(np.arange(len(groups)), 400, seed=seed).accuracy(correct).interval()
-        by_clip += interval.low <= 0.5 <= interval.high
+        if seed < 60:
+            interval = GroupBootstrap(np.arange(len(groups)), 400, seed=seed).accuracy(correct).interval()
+            by_clip += interval.low <= 0.5 <= interval.high
     assert 0.91 <= by_group / repetitions <= 0.98
-    assert by_clip / repetitions < 0.85
+    assert by_clip / 60 < 0.85
 
 
 def test_resampling_duplicated_clips_would_be_too_narrow():

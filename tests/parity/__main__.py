@@ -11,17 +11,22 @@ from pathlib import Path
 from tests.parity.runner import Runner, summary
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     """Print one line per vector and the count; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tests.parity", description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="folder of vectors; sub-folders are searched too")
-    parser.add_argument("--only", metavar="NAME", help="one vector, one case (minicases/fms) or a pattern (mn*)")
-    arguments = parser.parse_args()
+    parser.add_argument(
+        "--only", metavar="NAME", help="one vector, one case (minicases/fms) or a pattern (mn*)"
+    )
+    arguments = parser.parse_args(argv)
     runner = Runner(arguments.folder)
     pairs = runner.vectors(arguments.only)
     if not pairs:
         what = f"named {arguments.only} " if arguments.only else ""
-        print(f"{arguments.folder} holds no vector {what}(NAME.json or NAME.npz): check the path.", file=sys.stderr)
+        print(
+            f"{arguments.folder} holds no vector {what}(NAME.json or NAME.npz): check the path.",
+            file=sys.stderr,
+        )
         return 1
     width = max(len(runner.name(*pair)) for pair in pairs)
     outcomes = []

@@ -1,7 +1,7 @@
 """What a handler returns, and how handlers are found.
 
-A handler knows one kind of vector: it builds our network (or front end, or formula), feeds it the inputs the json
-names and yields one `Check` per expected array. Handlers register themselves with `@handles`.
+A handler knows one kind of vector: it builds our network (or front end, or formula), feeds it the inputs the
+json names and yields one `Check` per expected array. Handlers register themselves with `@handles`.
 """
 
 from collections.abc import Callable, Iterable
@@ -12,8 +12,8 @@ import torch
 
 from tests.parity.vectors import Vector
 
-# An output counts as depending on its input if replacing the input moves it by this many tolerances: then an error
-# of 1 % anywhere on the way from input to output would have been seen.
+# An output counts as depending on its input if replacing the input moves it by this many tolerances: then an
+# error of 1 % anywhere on the way from input to output would have been seen.
 MOVING_TOLERANCES = 100
 
 
@@ -33,8 +33,8 @@ class Check:
         what: name of the array.
         error: largest absolute difference.
         tolerance: largest difference allowed, in the same unit.
-        moves: how far the array moves, in the same unit, when the input is replaced by other noise; None for what has
-            no input (constants, schedules, parameter counts).
+        moves: how far the array moves, in the same unit, when the input is replaced by other noise; None for
+            what has no input (constants, schedules, parameter counts).
     """
 
     what: str
@@ -51,7 +51,9 @@ class Check:
         return self.moves is not None and not self.moves >= MOVING_TOLERANCES * self.tolerance
 
 
-def compare(what: str, found, expected, *, relative: float | None = None, absolute: float | None = None, replaced=None):
+def compare(
+    what: str, found, expected, *, relative: float | None = None, absolute: float | None = None, replaced=None
+):
     """Return the Check of `found` against `expected`.
 
     Args:
@@ -80,7 +82,7 @@ def _array(values) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Handler:
-    """One kind of vector: which vectors, which cases they have, how one is checked, who shows the signal path."""
+    """One kind of vector: which ones, which cases they have, how one is checked, who shows the path."""
 
     matches: Callable[[Vector], bool]
     run: Callable[..., Iterable[Check]]
@@ -96,13 +98,13 @@ def handles(
     cases: Callable[[Vector], list[str]] | None = None,
     signal_path_from: Callable[[Vector], list[str]] | None = None,
 ):
-    """Register a function (vector) -> checks, or (vector, case) -> checks if `cases` names several in one file.
+    """Register a function (vector) -> checks; (vector, case) -> checks if `cases` names several in a file.
 
     Args:
         matches: whether the function knows a vector, by what its files hold.
         cases: the cases of a vector, each printed and counted on its own.
-        signal_path_from: names of vectors with the same network whose output does depend on the input. One of them has
-            to hold before a vector that stays still is counted.
+        signal_path_from: names of vectors with the same network whose output does depend on the input. One of
+            them has to hold before a vector that stays still is counted.
     """
 
     def register(run):

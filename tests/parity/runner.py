@@ -1,15 +1,17 @@
 """Check every vector of a folder and say what that proves.
 
-One line per vector: name, array, largest error, tolerance, how far the array moves when the input is replaced, verdict.
-Error, tolerance and movement have the same unit, that of the array; the line shows the array nearest to its tolerance.
+One line per vector: name, array, largest error, tolerance, how far the array moves when the input is
+replaced, verdict. Error, tolerance and movement have the same unit, that of the array; the line shows the
+array nearest to its tolerance.
 
 Verdicts:
-- `ok`: every array is within its tolerance, and every array with an input moves by at least 100 tolerances when that
-  input is replaced, so that the comparison would have seen an error of 1 % on the way from input to output.
-- `ok (names and shapes only: …)`: within tolerance, but replacing the input hardly moves it. Such a vector pins names,
-  shapes and biases. It is counted as held only if a vector of the same network that does move, its twin, holds too
-  (looked for in the folder, in the folders beside it, and in ../shared/parity beside the repository); otherwise it is
-  not counted as held.
+- `ok`: every array is within its tolerance, and every array with an input moves by at least 100 tolerances
+  when that input is replaced, so that the comparison would have seen an error of 1 % on the way from input to
+  output.
+- `ok (names and shapes only: …)`: within tolerance, but replacing the input hardly moves it. Such a vector
+  pins names, shapes and biases. It is counted as held only if a vector of the same network that does move,
+  its twin, holds too (looked for in the folder, in the folders beside it, and in ../shared/parity beside the
+  repository); otherwise it is not counted as held.
 - `FAIL`: an array outside its tolerance, or other names, shapes or counts.
 - `NOT COVERED`: no handler, or a file it needs is missing.
 """
@@ -21,11 +23,10 @@ from importlib import import_module
 from pathlib import Path
 
 from tests.parity.checks import Check, DifferenceError, NotCoveredError, handler_of
-from tests.parity.vectors import Vector, find_vectors
+from tests.parity.vectors import SHARED, Vector, find_vectors
 
 HANDLER_MODULES = ("tests.parity.task1_networks", "tests.parity.task1_formulas")
-REPOSITORY = Path(__file__).parents[2]
-KNOWN_VECTORS = REPOSITORY.parent / "shared" / "parity"
+KNOWN_VECTORS = SHARED / "parity"
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,11 @@ class Outcome:
             return f"FAIL ({', '.join(outside[:4])}{', …' if len(outside) > 4 else ''})"
         if not self.still:
             return "ok"
-        path = f"signal path: {', '.join(self.twins)}" if self.twins else "not counted as held: no twin that moves holds"
+        path = (
+            f"signal path: {', '.join(self.twins)}"
+            if self.twins
+            else "not counted as held: no twin that moves holds"
+        )
         stillest = min(self.still, key=lambda check: check.moves / max(check.tolerance, 1e-300))
         return f"ok (names and shapes only: input moves {stillest.what} {stillest.moves:.1e}; {path})"
 
@@ -151,7 +156,11 @@ class Runner:
         """Return the vectors called `name`, from the nearest place that has one."""
         if beside := vector.sibling(name):
             return [beside]
-        beside_root = [v for folder in sorted(self.root.resolve().parent.iterdir()) if (v := Vector(folder, name)).exists()]
+        beside_root = [
+            v
+            for folder in sorted(self.root.resolve().parent.iterdir())
+            if (v := Vector(folder, name)).exists()
+        ]
         below = [v for folder in (self.root, KNOWN_VECTORS) for v in find_vectors(folder) if v.name == name]
         return below[:1] or beside_root[:1]
 

@@ -1,4 +1,4 @@
-"""Vectors of task 1 without a network: front ends, augmentations with frozen draws, losses, schedules, metrics."""
+"""Vectors of task 1 without a network: front ends, augmentations, losses, schedules, metrics."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -31,8 +31,15 @@ DEVICE_GROUPS = {"real": ["a", "b", "c"], "seen": ["s1", "s2", "s3"], "unseen": 
 @handles(lambda v: v.field("44k1") is not None and v.field("mel") is not None)
 def check_baseline_front_end(vector: Vector) -> Iterable[Check]:
     """Power and log mel at 32 kHz, resampling from 44.1 kHz, and the constants behind them."""
-    numbers = {key: int(re.search(rf"{text} (\d+)", vector.field("mel"))[1]) for key, text in
-               (("sample_rate", "sr"), ("n_fft", "n_fft"), ("win_length", "win"), ("hop_samples", "hop"))}
+    numbers = {
+        key: int(re.search(rf"{text} (\d+)", vector.field("mel"))[1])
+        for key, text in (
+            ("sample_rate", "sr"),
+            ("n_fft", "n_fft"),
+            ("win_length", "win"),
+            ("hop_samples", "hop"),
+        )
+    }
     numbers["n_mels"] = int(re.search(r"(\d+) htk mels", vector.field("mel"))[1])
     expected = vector.arrays
 
@@ -40,13 +47,19 @@ def check_baseline_front_end(vector: Vector) -> Iterable[Check]:
     x, other = _probe_and_other(vector.field("power/log mel 32k")["probe"])
     power, other_power = front_end.power_mel(x), front_end.power_mel(other)
     yield compare("power_mel_32k", power, expected["power_mel_32k"], relative=POWER_MEL, replaced=other_power)
-    yield compare("logmel_32k", front_end(x), expected["logmel_32k"], absolute=LOG_MEL, replaced=front_end(other))
+    yield compare(
+        "logmel_32k", front_end(x), expected["logmel_32k"], absolute=LOG_MEL, replaced=front_end(other)
+    )
 
     front_end = LogMel(input_rate=44100, **numbers)
     x, other = _probe_and_other(vector.field("44k1")["probe"])
     waves = [front_end.resample(w[:, 0])[:, None] for w in (x, other)]
-    yield compare("resampled_44k1", waves[0], expected["resampled_44k1"], absolute=WAVEFORM, replaced=waves[1])
-    yield compare("logmel_44k1", front_end(x), expected["logmel_44k1"], absolute=LOG_MEL, replaced=front_end(other))
+    yield compare(
+        "resampled_44k1", waves[0], expected["resampled_44k1"], absolute=WAVEFORM, replaced=waves[1]
+    )
+    yield compare(
+        "logmel_44k1", front_end(x), expected["logmel_44k1"], absolute=LOG_MEL, replaced=front_end(other)
+    )
 
     bank, kernel = front_end.mel_bank, front_end.resample_kernel  # (bins, F), (phases, 1, taps)
     yield equal("resample_kernel_shape", list(kernel.shape), vector.field("resample_kernel_shape"))
@@ -99,7 +112,7 @@ def _case(name: str):
 
 
 def _matching(title: str) -> Callable[[dict, str], Iterable[Check]] | None:
-    """Return the function for a case: its title is the function's name, with arguments in brackets perhaps."""
+    """Return the function for a case: its name, without the arguments that may follow in brackets."""
     return CASES.get(title.split("(")[0])
 
 

@@ -1,6 +1,7 @@
 """Find the vectors of a folder.
 
-A vector is one NAME.json, NAME.npz or both. Where a folder has a README.json, its entry NAME describes NAME.npz.
+A vector is one NAME.json, NAME.npz or both. Where a folder has a README.json, its entry NAME describes
+NAME.npz.
 """
 
 import json
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 
 DESCRIPTIONS = "README.json"
+SHARED = Path(__file__).parents[3] / "shared"  # beside the repository, where there is one
 
 
 @dataclass(frozen=True)

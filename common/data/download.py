@@ -1,0 +1,112 @@
+"""Download and unpack archives: resumable, checksummed, never outside the folder.
+
+Flow: list of remote files → **download** (.part beside it, goes on after a kill) → checksum → **unpack** → data folder.
+"""
+import shutil
+import zipfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import pooch
+import requests
+from tqdm import tqdm
+
+CHUNK_BYTES = 1 << 20
+TIMEOUT_S = 60
+
+
+class DownloadError(OSError):
+    """A file that cannot be fetched or unpacked; the message says what mends it."""
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file to fetch: address, name on disk, size in bytes and checksum ("md5:…", "sha256:…") where known."""
+
+    url: str
+    name: str
+    size: int | None = None
+    checksum: str | None = None
+
+
+def fetch(remote: RemoteFile, folder: str | Path) -> Path:
+    """Return the local path of `remote`, downloading what is missing of it.
+
+    Raises:
+        DownloadError: no room, no answer, or a checksum that differs (the file is then removed).
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    target, part = folder / remote.name, folder / f"{remote.name}.part"
+    if target.is_file():
+        return target
+    have = part.stat().st_size if part.is_file() else 0
+    if remote.size is not None:
+        free = shutil.disk_usage(folder).free
+        if remote.size - have > free:
+            raise DownloadError(f"{remote.name} needs {(remote.size - have) / 1e9:.1f} GB more in {folder}, "
+                                f"{free / 1e9:.1f} GB are free; make room or give another folder.")
+    if remote.size is None or have < remote.size:
+        _append(remote, part, have)
+    if remote.checksum:
+        algorithm, _, expected = remote.checksum.partition(":")
+        found = pooch.file_hash(str(part), alg=algorithm)
+        if found != expected:
+            part.unlink()
+            raise DownloadError(f"{remote.name}: {algorithm} is {found}, expected {expected}; the download was damaged and "
+                                "is removed, run the command again.")
+    part.replace(target)
+    return target
+
+
+def _append(remote: RemoteFile, part: Path, have: int) -> None:
+    headers = {"Range": f"bytes={have}-"} if have else {}
+    try:
+        with requests.get(remote.url, headers=headers, stream=True, timeout=TIMEOUT_S) as answer:
+            answer.raise_for_status()
+            if have and answer.status_code != 206:  # the server sends the whole file: start over
+                have = 0
+            total = remote.size or have + int(answer.headers.get("Content-Length", 0)) or None
+            with open(part, "ab" if have else "wb") as file, tqdm(
+                    total=total, initial=have, unit="B", unit_scale=True, desc=remote.name, mininterval=2) as bar:
+                for chunk in answer.iter_content(CHUNK_BYTES):
+                    file.write(chunk)
+                    bar.update(len(chunk))
+    except requests.RequestException as error:
+        raise DownloadError(f"{remote.url}: {error}. What has arrived is kept; run the same command to go on.") from None
+
+
+def unpack_zip(archive: str | Path, folder: str | Path, strip: str = "") -> int:
+    """Unpack into `folder` what is not there yet (by size) and return the number of files written.
+
+    Args:
+        strip: leading folder inside the archive to leave out.
+
+    Raises:
+        DownloadError: damaged archive, or a member that would land outside `folder` (nothing is then written).
+    """
+    archive, folder = Path(archive), Path(folder)
+    try:
+        with zipfile.ZipFile(archive) as content:
+            members = [(info, _inside(info.filename, strip, archive)) for info in content.infolist() if not info.is_dir()]
+            todo = [(info, folder / name) for info, name in members
+                    if not (folder / name).is_file() or (folder / name).stat().st_size != info.file_size]
+            for info, target in tqdm(todo, desc=f"unpack {archive.name}", unit="file", mininterval=2):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with content.open(info) as source, open(target, "wb") as file:
+                    shutil.copyfileobj(source, file)
+    except zipfile.BadZipFile as error:
+        raise DownloadError(f"{archive}: not a sound zip file ({error}); remove it and run the command again.") from None
+    return len(todo)
+
+
+def _inside(member: str, strip: str, archive: Path) -> str:
+    name = PurePosixPath(member.replace("\\", "/"))
+    if name.is_absolute() or ".." in name.parts or ":" in member.split("/")[0]:
+        raise DownloadError(f"{archive}: member {member!r} points outside the folder; the archive is not trusted.")
+    return str(name.relative_to(strip)) if strip and name.is_relative_to(strip) else str(name)
+
+
+def fetch_all(files: Iterable[RemoteFile], folder: str | Path) -> list[Path]:
+    return [fetch(file, folder) for file in files]
