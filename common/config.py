@@ -3,20 +3,26 @@
 Flow: configs/*.yaml (+ overlay, + overrides) → merged dict → checked against a dataclass → **config object**.
 Run:  python -m common.config show task1_asc/configs/dcase2025/general.yaml     (the merged YAML)
 
-Each task declares one dataclass; jsonargparse checks types, builds classes named by `class_path`, and refuses keys
-that nobody reads. This module adds inheritance, the nearest name for a typo, and a hash.
+Each task declares one dataclass; jsonargparse checks types and builds classes named by `class_path`. This
+module adds inheritance, a hash, and a sentence with the nearest name for a key that nobody reads.
 """
 import argparse
+import collections.abc
 import copy
 import dataclasses
 import difflib
 import hashlib
+import importlib
+import inspect
 import json
 import re
 import typing
 from pathlib import Path
 
 import yaml
+
+PLAIN = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", list: "a list",
+         dict: "a mapping"}
 
 
 class ConfigError(ValueError):
@@ -41,25 +47,47 @@ def read_yaml(path: str | Path) -> dict:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
         raise ConfigError(f"{path}: no such config" + (f"; did you mean {near[0]}?" if near else "."))
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML ({str(error).splitlines()[0]}).") from None
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader) or {}
+    except yaml.MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise ConfigError(f"{path}: not valid YAML ({line}{error.problem}).") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not a YAML text ({str(error).splitlines()[0]}).") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: expected `key: value` lines, found {type(content).__name__}.")
     return content
 
 
-def read_merged(path: str | Path, *overlays: str | Path) -> dict:
-    """Return the YAML at `path` merged over the file its `inherits` names, then the overlays (smoke.yaml) on top.
+class _StrictLoader(yaml.SafeLoader):
+    """YAML in which a key may stand once in a mapping; YAML itself would take the last and drop the others."""
 
-    `inherits` is relative to the file that says it and goes one level deep, so that a reader opens two files at most.
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key_node, _ in node.value:
+            if key_node.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key `{key_node.value}` stands twice, put both into one", key_node.start_mark)
+            if key_node.tag != "tag:yaml.org,2002:merge":
+                seen.add(key_node.value)
+        return super().construct_mapping(node, deep)
+
+
+def read_merged(path: str | Path, *overlays: str | Path) -> dict:
+    """Return the YAML at `path` merged over the file its `inherits` names, then the overlays on top.
+
+    `inherits` is relative to the file that says it and goes one level deep: a reader opens two files at most.
     """
     path = Path(path)
     top = read_yaml(path)
     parent = top.pop("inherits", None)
     merged = top
     if parent is not None:
-        below = read_yaml(path.parent / parent)
+        if not isinstance(parent, str):
+            raise ConfigError(f"{path}: `inherits` is {parent!r}, expected the name of one file.")
+        try:
+            below = read_yaml(path.parent / parent)
+        except ConfigError as error:
+            raise ConfigError(f"{path} inherits a file that cannot be used: {error}") from None
         if "inherits" in below:
             raise ConfigError(f"{path}: inherits {parent}, which itself inherits; one level is the limit.")
         merged = merge(below, top)
@@ -77,7 +105,8 @@ def build(config_class: type, values: dict, overrides: typing.Sequence[str] = ()
     """Check `values` and `--a.b value` overrides against a dataclass.
 
     Returns:
-        (config object, resolved dict): classes given by `class_path` become factories; the dict is plain and complete.
+        (config object, resolved dict): classes given by `class_path` become factories; the dict is plain and
+        complete.
     Raises:
         ConfigError: unknown key (with the nearest known one), wrong type, unknown class.
     """
@@ -85,38 +114,109 @@ def build(config_class: type, values: dict, overrides: typing.Sequence[str] = ()
 
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(config_class, None)
+    overrides = split_overrides(overrides)
     refuse_unknown_keys(values, config_class, where)
-    overrides = [word for item in overrides for word in item.split("=", 1)]
-    for name in (word[2:] for word in overrides if word.startswith("--")):
-        refuse_unknown_keys(_nest(name.split(".")), config_class, f"--{name}")
+    merged = values
+    for name, value in overrides:
+        merged = merge(merged, _nest(name.split("."), value))
+        refuse_unknown_keys(merged, config_class, f"--{name}")
     try:
         namespace = parser.parse_object(values)
-        namespace = parser.parse_args(list(overrides), namespace=namespace)
+        namespace = parser.parse_args([f"--{name}={value}" for name, value in overrides], namespace=namespace)
         config = config_class(**vars(parser.instantiate(namespace)))
     except (argparse.ArgumentError, TypeError, ValueError) as error:
         raise ConfigError(f"{where}: {_short(error)}") from None
     return config, json.loads(parser.dump(namespace, format="json"))
 
 
+def split_overrides(words: typing.Sequence[str]) -> list[tuple[str, str]]:
+    """Return (name, value) of `--a.b value` and `--a.b=value`.
+
+    Raises:
+        ConfigError: a word that belongs to no name, or a name without a value.
+    """
+    pairs, words = [], list(words)
+    while words:
+        word = words.pop(0)
+        if not word.startswith("--") or word == "--":
+            raise ConfigError(f"`{word}` belongs to no option; a config value is changed by --a.b=value.")
+        name, sign, value = word[2:].partition("=")
+        if not sign:
+            if not words or words[0].startswith("--"):
+                raise ConfigError(f"{word}: no value given; write {word}=value.")
+            value = words.pop(0)
+        pairs.append((name, value))
+    return pairs
+
+
 def refuse_unknown_keys(values: dict, config_class: type, where: str, prefix: str = "") -> None:
     """Raise ConfigError for a key that the dataclass does not have, naming the nearest one that it has."""
     types = typing.get_type_hints(config_class)
     for key, value in values.items():
+        name = f"{prefix}{key}"
         if key not in types:
-            near = difflib.get_close_matches(key, types, n=1, cutoff=0.5)
-            hint = f"did you mean `{prefix}{near[0]}`?" if near else f"known here: {', '.join(types)}."
-            raise ConfigError(f"{where}: unknown key `{prefix}{key}`; {hint}")
-        if isinstance(value, dict) and dataclasses.is_dataclass(types[key]):
-            refuse_unknown_keys(value, types[key], where, f"{prefix}{key}.")
+            deeper = [f"{prefix}{group}.{key}" for group, kind in types.items()
+                      if dataclasses.is_dataclass(kind) and key in typing.get_type_hints(kind)]
+            raise ConfigError(f"{where}: unknown key `{name}`; {_nearest(key, types, prefix, deeper)}")
+        kind = types[key]
+        if dataclasses.is_dataclass(kind):
+            if not isinstance(value, dict):
+                raise ConfigError(f"{where}: `{name}` is {'empty' if value is None else repr(value)}, expected keys "
+                                  f"below it: {', '.join(typing.get_type_hints(kind))}.")
+            refuse_unknown_keys(value, kind, where, f"{name}.")
+        elif typing.get_origin(kind) is collections.abc.Callable:
+            _refuse_unknown_class({"class_path": value} if isinstance(value, str) else value, where, name)
+        elif isinstance(value, dict) and kind in PLAIN:
+            raise ConfigError(f"{where}: `{name}` is {PLAIN[kind]}, it has no keys below it.")
 
 
-def _nest(parts: list[str]) -> dict:
-    return {parts[0]: _nest(parts[1:]) if len(parts) > 1 else None}
+def _refuse_unknown_class(spec: dict, where: str, name: str) -> None:
+    """Raise ConfigError where class_path names no class, or init_args an argument that the class does not take."""
+    parts = dict(spec) if isinstance(spec, dict) else {}
+    class_path, arguments = parts.pop("class_path", None), parts.pop("init_args", None) or {}
+    if parts or not isinstance(class_path, str) or "." not in class_path or not isinstance(arguments, dict):
+        raise ConfigError(f"{where}: `{name}` is {spec}, expected class_path: package.module.Class and, where wanted, "
+                          "init_args: {key: value}.")
+    module_name, _, class_name = class_path.rpartition(".")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ConfigError(f"{where}: `{name}.class_path` is {class_path}: {error}.") from None
+    if not hasattr(module, class_name):
+        classes = [known for known, value in vars(module).items() if isinstance(value, type)]
+        raise ConfigError(f"{where}: `{name}.class_path` is {class_path}, but {module_name} has no {class_name}; "
+                          f"{_nearest(class_name, classes, f'{module_name}.')}")
+    parameters = inspect.signature(getattr(module, class_name)).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return
+    for key in arguments:
+        if key not in parameters:
+            raise ConfigError(f"{where}: {class_name} has no argument `{name}.init_args.{key}`; "
+                              f"{_nearest(key, parameters, f'{name}.init_args.')}")
+
+
+def _nearest(key, known: typing.Iterable[str], prefix: str, deeper: typing.Sequence[str] = ()) -> str:
+    near = [f"{prefix}{name}" for name in difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)]
+    if near := [*deeper, *near]:
+        return f"did you mean `{near[0]}`?"
+    known = list(known)
+    return f"known here: {', '.join(known[:12])}{', …' if len(known) > 12 else ''}."
+
+
+def _nest(parts: list[str], value: str) -> dict:
+    return {parts[0]: _nest(parts[1:], value) if len(parts) > 1 else value}
 
 
 def _short(error: Exception) -> str:
-    """The useful lines of a jsonargparse message: the key and what was expected, without the union boilerplate."""
+    """The useful part of a jsonargparse message: the key, what it is and what was expected."""
     text = re.sub(r"Namespace\((.*)\)", r"\1", str(error))
+    if wrong := re.search(r'Parser key "([^"]+)":\s+Expected an? <class \'(\w+)\'>. Got value: (.*?)(\. Got value|$)', text):
+        outer = re.search(r'Parser key "([^"]+)"', text)[1]
+        key = wrong[1] if wrong[1] == outer else f"{outer}.init_args.{wrong[1]}"
+        expected = {kind.__name__: text for kind, text in PLAIN.items()}.get(wrong[2], wrong[2])
+        return f"`{key}` is {wrong[3]}, expected {expected}."
+    if missing := re.search(r"the following arguments are required: (.*)", text):
+        return f"no value for {missing[1]}; add it, or the file that has it as `inherits: FILE`."
     lines = [line.strip(" -") for line in text.splitlines()]
     noise = ("Does not validate", "Subtypes:", "Errors:", "Expected a <class 'NoneType'>", "Given value")
     return " ".join(line for line in lines if line and not line.startswith(noise))
@@ -134,6 +234,8 @@ def main(argv: typing.Sequence[str] | None = None) -> None:
     parser.add_argument("--overlay", type=Path, action="append", default=[], help="merged on top (smoke.yaml)")
     parser.add_argument("--salt", default="", help="for `hash`: text that belongs to the key (overrides, data folder)")
     args = parser.parse_args(argv)
+    if args.what == "get" and args.key is None:
+        parser.error("get needs a key, as in: get CONFIG optim.lr")
     try:
         values = read_merged(args.config, *args.overlay)
     except ConfigError as error:

@@ -1,11 +1,12 @@
 """The TAU Urban Acoustic Scenes layout: tables, verification, hold-out, batches.
 
 Flow: meta.csv + split list → **rows of a split** → cache → **batches**.
-Run:  python -m task1_asc.data --data FOLDER [--cache FOLDER]      verify the tables, decode the clips once
+Run:  python -m task1_asc.data --config FILE --data FOLDER --cache FOLDER      verify the tables, decode the clips once
 
-Layout (section "Data" of the README): meta.csv (TAB: filename, scene_label, identifier, source_label), audio/, and the
-split lists (TAB: filename, scene_label) in split_setup/ or beside meta.csv. Classes and devices come from meta.csv, so
-any data in this layout work. Source: DCASE 2024 / 2025 Task 1; data set TAU Urban Acoustic Scenes 2022 Mobile, Zenodo 6337421.
+Layout (section "Data" of the README): meta.csv (TAB: filename, scene_label, identifier, source_label), audio/, and
+the split lists (TAB: filename, scene_label) in split_setup/ or beside meta.csv. Classes and devices come from
+meta.csv, so any data in this layout work.
+Source: DCASE 2024 / 2025 Task 1; data set TAU Urban Acoustic Scenes 2022 Mobile, Zenodo 6337421.
 """
 import argparse
 import json
@@ -36,11 +37,13 @@ class DataConfig:
     Args:
         subset: per cent of the training clips: 5, 10, 25, 50 or 100 name the list split<subset>.csv.
         format: what a clip must be, see common/audio/cache.py.
-        holdout_fraction: share of the training locations kept out of training to choose things on (0 = none, as
-            published). Grouped by location, stratified by device and class. The test list never chooses anything.
-        device_groups: named groups of devices for the tables; devices in no group are put into `seen` or `unseen` by
-            whether they have training clips.
-        resident: keep all training clips on the training device (25 %: 6.2 GB as float32) instead of copying batches.
+        holdout_fraction: share of the training clips kept out of training to choose things on (0 = none, as
+            published; otherwise the nearest of 1/2, 1/3, 1/4, …). Whole locations, stratified by device and class.
+            The test list never chooses anything.
+        device_groups: named groups of devices for the tables; devices in no group are put into `seen` or `unseen`
+            by whether they have training clips.
+        resident: keep all training clips on the training device (25 %: 6.2 GB as float32) instead of copying
+            batches.
     """
 
     subset: int = 25
@@ -53,8 +56,8 @@ class DataConfig:
     def __post_init__(self):
         if self.subset not in (5, 10, 25, 50, 100):
             raise ValueError(f"data.subset is {self.subset}, expected 5, 10, 25, 50 or 100.")
-        if not 0 <= self.holdout_fraction < 1:
-            raise ValueError(f"data.holdout_fraction is {self.holdout_fraction}, expected 0 up to below 1.")
+        if not 0 <= self.holdout_fraction <= 0.5:
+            raise ValueError(f"data.holdout_fraction is {self.holdout_fraction}, expected 0 up to 0.5.")
 
 
 @dataclass
@@ -91,22 +94,29 @@ class SceneData:
         return rows
 
     def list_path(self, name: str) -> Path:
-        inside = self.root / "split_setup" / f"{name}.csv"
-        return inside if inside.is_file() or not (self.root / f"{name}.csv").is_file() else self.root / f"{name}.csv"
+        inside, beside = self.root / "split_setup" / f"{name}.csv", self.root / f"{name}.csv"
+        return inside if inside.is_file() or not beside.is_file() else beside
 
     def labels(self, rows: pd.DataFrame) -> np.ndarray:
         return rows.scene_label.map({name: i for i, name in enumerate(self.class_names)}).to_numpy(np.int64)
 
 
 def open_data(root: str | Path) -> SceneData:
-    """Open a folder in the TAU layout. A dataset.json with a `name` names it; TAU's own files are known by their counts."""
+    """Open a folder in the TAU layout. A dataset.json with a `name` names it; TAU itself is known by its row count.
+
+    Raises:
+        DataError: no such folder, or a meta.csv or dataset.json that cannot be used.
+    """
     root = Path(root)
     if not root.is_dir():
         raise DataError(f"{root}: no such data folder; give the one that holds meta.csv (--data FOLDER).")
     meta = read_table(root / "meta.csv", META_COLUMNS)
     card = root / "dataset.json"
     if card.is_file():
-        name = json.loads(card.read_text(encoding="utf-8"))["name"]
+        try:
+            name = str(json.loads(card.read_text(encoding="utf-8"))["name"])
+        except (ValueError, KeyError, TypeError):
+            raise DataError(f"{card}: expected {{\"name\": \"…\"}}; mend it or take it away.") from None
     else:
         name = TAU_NAME if len(meta) == published_counts()["meta"]["all"] else root.resolve().name
     return SceneData(root, name, meta)
@@ -124,32 +134,39 @@ def verify(data: SceneData, split_names: Sequence[str]) -> Report:
     Damaged files show when they are decoded (build_cache); `Report.broken` is filled by `prepare`.
     """
     report = Report()
-    on_disk = {p.relative_to(data.root).as_posix() for p in (data.root / "audio").glob("*") if p.is_file()}
+    on_disk = {p.relative_to(data.root).as_posix() for p in (data.root / "audio").rglob("*") if p.is_file()}
     report.extra = sorted(on_disk - set(data.meta.filename))
     needed: set[str] = set()
     for name in split_names:
         rows = data.split(name)
         needed |= set(rows.filename)
-        report.counts[f"{name}: {len(rows)} clips"] = pd.crosstab(rows.scene_label, rows.source_label, margins=True)
+        counts = pd.crosstab(rows.scene_label, rows.source_label, margins=True)
+        report.counts[f"{name}: {len(rows)} clips"] = counts
         expected = published_counts().get(name, {}) if data.name == TAU_NAME else {}
         found = {"all": len(rows), **rows.source_label.value_counts()}
         report.differences += [f"{name}: {found.get(key, 0)} clips of {key}, published {count}"
                                for key, count in expected.items() if found.get(key, 0) != count]
-    report.missing = sorted(needed - on_disk)
+    report.missing = sorted(name for name in needed - on_disk if not (data.root / name).is_file())
     return report
 
 
 def hold_out(rows: pd.DataFrame, fraction: float, seed: int = 0) -> np.ndarray:
-    """Return bool (N,): the clips held out of training, whole locations, near `fraction` of every device and class."""
+    """Return bool (N,): the clips held out of training; whole locations, near `fraction` of every device and class.
+
+    Raises:
+        DataError: too few locations, or too few clips of every device and class.
+    """
     from sklearn.model_selection import StratifiedGroupKFold
 
     if fraction <= 0:
         return np.zeros(len(rows), bool)
     n_folds = max(2, round(1 / fraction))
-    if rows.identifier.nunique() < n_folds:
-        raise DataError(f"a hold-out of {fraction:g} needs {n_folds} locations, the training list has "
-                        f"{rows.identifier.nunique()}; raise data.holdout_fraction.")
     strata = (rows.source_label + "/" + rows.scene_label).to_numpy()
+    for count, what in ((rows.identifier.nunique(), "locations"),
+                        (rows.groupby(strata).size().max(), "clips of a device and class")):
+        if count < n_folds:
+            raise DataError(f"data.holdout_fraction {fraction:g} needs {n_folds} {what}, the training list has {count}; "
+                            "raise it, or set 0 for no hold-out.")
     folds = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
     with warnings.catch_warnings():  # a device and class with fewer clips than folds is no fault here
         warnings.simplefilter("ignore", UserWarning)
@@ -167,7 +184,8 @@ class Clips(Dataset):
         resident: leave the waveforms to the training device; a batch then holds row numbers only.
     """
 
-    def __init__(self, rows: pd.DataFrame, cache: ClipCache, cache_rows: np.ndarray, labels: np.ndarray, resident: bool = False):
+    def __init__(self, rows: pd.DataFrame, cache: ClipCache, cache_rows: np.ndarray, labels: np.ndarray,
+                 resident: bool = False):
         self.rows, self.cache, self.cache_rows, self.resident = rows, cache, cache_rows, resident
         self.labels = torch.from_numpy(labels)
         self.devices = rows.source_label.to_numpy()
@@ -175,11 +193,11 @@ class Clips(Dataset):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def select(self, keep: np.ndarray) -> "Clips":
-        """Return the clips where `keep` (N,) is true."""
+    def select(self, keep: np.ndarray, resident: bool | None = None) -> "Clips":
+        """Return the clips where `keep` (N,) is true; `resident` as here if not given."""
         keep = np.flatnonzero(keep)
         return Clips(self.rows.iloc[keep].reset_index(drop=True), self.cache, self.cache_rows[keep],
-                     self.labels.numpy()[keep], self.resident)
+                     self.labels.numpy()[keep], self.resident if resident is None else resident)
 
     def waveforms(self, items: Sequence[int]) -> Tensor:
         """Return waveforms (B, 1, T), float32, full scale ±1."""
@@ -199,7 +217,8 @@ class Clips(Dataset):
         """Return a loader of whole batches; see common/training/sampling.py for what makes it repeatable."""
         sampler = BatchSampler(len(self), batch_size, seed, shuffle, rank, world_size)
         return DataLoader(self, batch_sampler=sampler, collate_fn=_as_is, num_workers=n_workers,
-                          persistent_workers=n_workers > 0, pin_memory=torch.cuda.is_available() and not self.resident)
+                          persistent_workers=n_workers > 0,
+                          pin_memory=torch.cuda.is_available() and not self.resident)
 
 
 def _as_is(batch: dict) -> dict:
@@ -225,8 +244,9 @@ def load_clips(data: SceneData, split_name: str, config: DataConfig, cache_root:
 def dataset_card(data: SceneData, config: DataConfig, clips: dict[str, Clips]) -> dict:
     """Return the `dataset` part of a result file: name, hash, expected and found counts, skipped files."""
     names = {"train": f"split{config.subset}", "test": "test"}
-    expected = {part: published_counts().get(names[part], {}).get("all") if data.name == TAU_NAME
-                else len(data.split(names[part])) for part in clips}
+    published = published_counts() if data.name == TAU_NAME else {}
+    expected = {part: published[names[part]]["all"] if names[part] in published else len(data.split(names[part]))
+                for part in clips}  # the 100 % list has no published count
     skipped = {file: reason for part in clips.values() for file, reason in part.cache.problems.items()}
     rows = pd.concat([data.split(names[part]) for part in clips])
     return {"name": data.name, "manifest_sha256": manifest_hash(rows), "expected": expected,
@@ -246,11 +266,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         config = load_config(args.config, overrides, args.smoke)[0].data
         data = open_data(args.data)
-        report = verify(data, (f"split{config.subset}", "test"))
-        for name in (f"split{config.subset}", "test"):
-            report.broken |= {file: reason for file, reason in load_clips(data, name, config, args.cache).cache.problems.items()
-                              if file not in report.missing}
-    except ValueError as error:
+        splits = (f"split{config.subset}", "test")
+        report = verify(data, splits)
+        for name in splits:
+            problems = load_clips(data, name, config, args.cache).cache.problems
+            report.broken |= {file: why for file, why in problems.items() if file not in report.missing}
+    except (ValueError, OSError) as error:
         raise SystemExit(str(error)) from None
     print(f"{data.name} in {data.root}\n{report.text()}")
     if not report.complete:

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.data.download import DownloadError, RemoteFile, fetch, unpack_zip
+from common.data.download import RemoteFile, fetch, unpack_zip
 
 SPLIT_LISTS = "https://github.com/CPJKU/dcase2024_task1_baseline/releases/download/files/"
 SPLIT_NAMES = ("split5.csv", "split10.csv", "split25.csv", "split50.csv", "split100.csv", "test.csv")
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     try:
         download(args.data, args.keep_archives)
-    except DownloadError as error:
+    except OSError as error:  # DownloadError, or a folder that cannot be written
         raise SystemExit(str(error)) from None
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from common.config import ConfigError, dump_yaml
+from common.config import ConfigError, dump_yaml, split_overrides
 from common.files import sha256, write_atomically, write_json, write_text
 from common.results.records import environment
 from common.training.distributed import process_rank
@@ -183,7 +183,8 @@ def run_training(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     clips = load_clips(data, f"split{config.data.subset}", config.data, args.cache)
     held = hold_out(clips.rows, config.data.holdout_fraction)
     hardware = Hardware(args.device, args.devices, args.nodes)
-    job = Job(config, data.class_names, clips.select(~held), clips.select(held), args.run, args.seed, hardware)
+    held_clips = clips.select(held, resident=False)  # only the clips that train are kept on the device
+    job = Job(config, data.class_names, clips.select(~held), held_clips, args.run, args.seed, hardware)
     log = train_devices(job, args.init) if config.base else train_general(job)
     if process_rank() == 0:
         log |= {"seed": args.seed, "recipe": recipe_name(args.config, overrides), "smoke": args.smoke, "config": resolved,
@@ -198,7 +199,7 @@ def recipe_name(config: Path, overrides: Sequence[str]) -> str:
     the name: a changed recipe is not the published one."""
     parts = config.resolve().with_suffix("").parts
     name = "/".join(parts[len(parts) - parts[::-1].index("configs"):]) if "configs" in parts else parts[-1]
-    return name + "".join(f"+{word.removeprefix('--')}" for word in overrides)
+    return name + "".join(f"+{key}={value}" for key, value in split_overrides(overrides))
 
 
 if __name__ == "__main__":

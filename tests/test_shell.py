@@ -71,8 +71,9 @@ def test_defaults_of_the_script_hold(shell):
 
 
 def test_every_option_and_the_overrides(shell):
-    given = ["--config", "dcase2025/general", "--stage", "02", "--stop-stage=4", "--seeds", "0,1 2", "--data",
-             "my data", "--out=/abs", "--device", "gpu", "--devices", "2", "--smoke", "--force", "--dry-run", "--list"]
+    given = ["--config", "dcase2025/general", "--stage", "02", "--stop-stage=4", "--seeds", "0,1 2",
+             "--data", "my data", "--out=/abs", "--device", "gpu", "--devices", "2",
+             "--smoke", "--force", "--dry-run", "--list"]
     done = shell.run(SHOW_OPTIONS, *given, "--", "optim.lr=1e-3", "--name=a b=c", "x.y=-1")
     options, overrides = done.stdout.splitlines()
     assert options == f"dcase2025/general|2|4|0 1 2|{shell.folder}/my data|/abs|gpu|2|1|1|1|1"
@@ -217,7 +218,7 @@ esac"""
 
 
 def path_with(shell: Shell, **programs: str) -> str:
-    """Return a PATH with the everyday tools, the installer and `programs` (name=text of a script), nothing else."""
+    """Return a PATH with everyday tools, the installer and `programs` (name=text of a script) alone."""
     folder = shell.folder / "bin"
     folder.mkdir(exist_ok=True)
     for tool in "bash sh env dirname mkdir rmdir rm mv cat tr awk grep df tee tail flock sleep".split():

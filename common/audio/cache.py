@@ -3,12 +3,15 @@
 Flow: manifest rows → audio files → **cache** (N, T) on disk → dataset item.
 
 A cache folder is named by what it depends on (files listed, clip length, rate, dtype). It holds `waveforms.npy`,
-`state.npy` (one byte a clip: 0 to do, 1 done, 2 unusable) and `problems.json`. Blocks are flushed before they are
-marked done, so a killed run goes on where it stopped; unusable clips are tried again at every start.
+`sources.npy` (of each decoded file its size and time of change) and `problems.json`. Blocks are flushed before their
+sources are noted, so a killed run goes on where it stopped. A file that changed since, or that could not be used, is
+decoded again at the next start.
 """
+import errno
 import fcntl
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +24,6 @@ from tqdm import tqdm
 from common.audio.files import AudioError, fit_length, read_audio
 from common.files import write_atomically, write_json
 
-TODO, DONE, UNUSABLE = 0, 1, 2
 FULL_SCALE_INT16 = 32767
 
 
@@ -35,7 +37,7 @@ class ClipFormat:
         resample: bring other rates to `sample_rate` (soxr, high quality).
         downmix: average the channels of multi-channel clips; refused otherwise.
         pad: fill clips that are too short with zeros.
-        dtype: float32 keeps 24-bit files exact; int16 halves the size and rounds to 16 bit.
+        dtype: float32 keeps 24-bit files exact; int16 halves the size, rounds to 16 bit and cuts at full scale.
     """
 
     sample_rate: int = 44100
@@ -47,9 +49,9 @@ class ClipFormat:
 
     def __post_init__(self):
         if self.dtype not in ("float32", "int16"):
-            raise ValueError(f"data.dtype is {self.dtype!r}, expected float32 or int16.")
+            raise ValueError(f"format.dtype is {self.dtype!r}, expected float32 or int16.")
         if self.clip_s <= 0 or self.sample_rate <= 0:
-            raise ValueError("data.clip_s and data.sample_rate must be above 0.")
+            raise ValueError(f"format.clip_s {self.clip_s} and format.sample_rate {self.sample_rate} must be above 0.")
 
     @property
     def n_samples(self) -> int:
@@ -65,13 +67,14 @@ class ClipFormat:
             waveform = waveform.mean(0, keepdims=True)
         if rate != self.sample_rate:
             if not self.resample:
-                raise AudioError(f"{path}: {rate} Hz, expected {self.sample_rate} Hz. Set data.format.resample=true.")
+                raise AudioError(f"{path}: {rate} Hz, expected {self.sample_rate} Hz. Set data.format.resample=true "
+                                 "to convert it.")
             import soxr
 
             waveform = soxr.resample(waveform[0], rate, self.sample_rate, quality="HQ")[None]
         if waveform.shape[1] < self.n_samples and not self.pad:
-            raise AudioError(f"{path}: {waveform.shape[1] / self.sample_rate:.3f} s long, expected {self.clip_s:g} s; the "
-                             "file is cut off, get it again, or set data.format.pad=true to fill with zeros.")
+            raise AudioError(f"{path}: {waveform.shape[1]} samples long, expected {self.n_samples} ({self.clip_s:g} s); get "
+                             "the whole file, or set data.format.pad=true to fill with zeros.")
         return fit_length(waveform, self.n_samples)[0]
 
 
@@ -79,13 +82,12 @@ class ClipCache:
     """The decoded clips of one file list.
 
     Attributes:
-        waveforms: memory-mapped (N, T) in the order of the list; rows of unusable clips are zero.
+        waveforms: memory-mapped (N, T) in the order of the list; rows of unusable clips mean nothing.
         usable: bool (N,); problems: file name → sentence, for the rest.
     """
 
-    def __init__(self, folder: Path, waveforms: np.ndarray, state: np.ndarray, problems: dict[str, str]):
-        self.folder, self.waveforms, self.problems = folder, waveforms, problems
-        self.usable = state == DONE
+    def __init__(self, folder: Path, waveforms: np.ndarray, usable: np.ndarray, problems: dict[str, str]):
+        self.folder, self.waveforms, self.usable, self.problems = folder, waveforms, usable, problems
 
     def read(self, rows: Sequence[int]) -> np.ndarray:
         """Return clips as float32 (B, T), full scale ±1."""
@@ -107,53 +109,87 @@ def build_cache(cache_root: str | Path, root: str | Path, files: Sequence[str], 
         root: the folder that `files` are relative to.
         block: clips between two flushes: what a kill can cost.
     Raises:
-        OSError: no room on the disk (named before anything is written).
+        OSError: no room on the disk (named before anything is decoded).
     """
     cache_root, root = Path(cache_root), Path(root)
     folder = cache_folder(cache_root, root, files, clip_format)
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # a second process (another rank, another seed) waits, then finds all done
-        waveforms, state = _open_arrays(folder, len(files), clip_format)
-        problems = {}
-        todo = np.flatnonzero(state != DONE)
+        waveforms, decoded = _open_arrays(folder, len(files), clip_format)
+        sources = _sources(root, files)
+        todo, problems = np.flatnonzero(~_is_current(decoded, sources)), {}
         if len(todo):
-            problems = _decode(waveforms, state, todo, root, files, clip_format, n_threads, block, title)
+            problems = _decode(waveforms, decoded, sources, todo, root, files, clip_format, n_threads, block, title)
             write_json(folder / "problems.json", problems)
-    waveforms = np.load(folder / "waveforms.npy", mmap_mode="r")
-    return ClipCache(folder, waveforms, np.array(state), problems)
+        usable = _is_current(decoded, sources)
+    return ClipCache(folder, np.load(folder / "waveforms.npy", mmap_mode="r"), usable, problems)
+
+
+def _sources(root: Path, files: Sequence[str]) -> np.ndarray:
+    """Return size in bytes and time of change in ns of every file, int64 (N, 2); zeros where there is none."""
+    sources = np.zeros((len(files), 2), np.int64)
+    for row, name in enumerate(files):
+        try:
+            status = os.stat(root / name)
+        except OSError:  # the decoder says what is wrong with it
+            continue
+        sources[row] = status.st_size, status.st_mtime_ns
+    return sources
+
+
+def _is_current(decoded: np.ndarray, sources: np.ndarray) -> np.ndarray:
+    """Return bool (N,): rows that were decoded from the file that is there now."""
+    return np.asarray((decoded == sources).all(1) & sources.any(1))
 
 
 def _open_arrays(folder: Path, n_clips: int, clip_format: ClipFormat) -> tuple[np.memmap, np.memmap]:
-    paths = folder / "waveforms.npy", folder / "state.npy"
-    shapes = ((n_clips, clip_format.n_samples), clip_format.dtype), ((n_clips,), "uint8")
+    """Return waveforms (N, T) and the sources they were decoded from (N, 2), writable; zeros where they are new."""
+    paths = folder / "waveforms.npy", folder / "sources.npy"
+    shapes = ((n_clips, clip_format.n_samples), clip_format.dtype), ((n_clips, 2), "int64")
     if not all(path.is_file() for path in paths):
         n_bytes = n_clips * clip_format.n_samples * np.dtype(clip_format.dtype).itemsize
         free = shutil.disk_usage(folder).free
-        if n_bytes > free:
-            raise OSError(f"{folder}: the cache needs {n_bytes / 1e9:.1f} GB, {free / 1e9:.1f} GB are free. Give another "
-                          "folder (--cache), or set data.format.dtype=int16 to halve it.")
-        for path, (shape, dtype) in zip(paths, shapes, strict=True):
-            write_atomically(path, lambda tmp, shape=shape, dtype=dtype: _empty_array(tmp, shape, dtype))
+        try:
+            if n_bytes > free:
+                raise OSError(errno.ENOSPC, "disk full")
+            for path, (shape, dtype) in zip(paths, shapes, strict=True):
+                write_atomically(path, lambda tmp, shape=shape, dtype=dtype: _empty_array(tmp, shape, dtype))
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise OSError(f"{folder}: the cache needs {n_bytes / 1e9:.2f} GB, {free / 1e9:.2f} GB are free (or your "
+                          "quota is smaller). Give another folder (--cache), or set data.format.dtype=int16 to halve "
+                          "it.") from None
     return tuple(np.load(path, mmap_mode="r+") for path in paths)
 
 
 def _empty_array(path: Path, shape: tuple[int, ...], dtype: str) -> None:
-    array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
-    array.flush()
+    """Write zeros, with their room on the disk: a memory map that finds the disk full later kills the process."""
+    np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape).flush()
+    with open(path, "rb+") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):  # others: a file system that cannot reserve
+                raise
 
 
-def _decode(waveforms, state, todo, root, files, clip_format, n_threads, block, title) -> dict[str, str]:
+def _decode(waveforms, decoded, sources, todo, root, files, clip_format, n_threads, block, title) -> dict[str, str]:
+    """Fill the rows `todo` and note their sources; return the reasons of those that could not be filled."""
     problems = {}
+    decoded[todo] = 0  # a row that is half overwritten must not pass for the old one
+    decoded.flush()
 
     def decode_one(row: int) -> None:
         try:
             clip = clip_format.read(root / files[row])
         except AudioError as error:
             problems[files[row]] = str(error)
-            state[row] = UNUSABLE
             return
-        waveforms[row] = clip if clip_format.dtype == "float32" else np.round(clip * FULL_SCALE_INT16)
+        if clip_format.dtype == "int16":
+            clip = np.round(clip.clip(-1, 1) * FULL_SCALE_INT16)
+        waveforms[row] = clip
 
     with ThreadPoolExecutor(n_threads) as pool, tqdm(total=len(todo), desc=title, unit="clip", mininterval=2) as bar:
         for start in range(0, len(todo), block):
@@ -161,7 +197,7 @@ def _decode(waveforms, state, todo, root, files, clip_format, n_threads, block, 
             list(pool.map(decode_one, rows))
             waveforms.flush()
             good = [row for row in rows if files[row] not in problems]
-            state[good] = DONE
-            state.flush()
+            decoded[good] = sources[good]
+            decoded.flush()
             bar.update(len(rows))
-    return problems
+    return {name: problems[name] for name in files if name in problems}

@@ -2,10 +2,13 @@
 
 Flow: file on disk → **waveform and its rate** → cache.
 """
+import re
 from pathlib import Path
 
 import numpy as np
 import soundfile
+
+WITHOUT_LENGTH = 0x7FFFF000  # programs that write to a pipe announce this many bytes or more
 
 
 class AudioError(ValueError):
@@ -23,21 +26,36 @@ def read_audio(path: str | Path) -> tuple[np.ndarray, int]:
     path = Path(path)
     if not path.is_file():
         raise AudioError(f"{path}: no such file; download it again or take its row out of the table.")
+    if path.stat().st_size == 0:
+        raise AudioError(f"{path}: is empty (0 bytes); a copy or download broke off, get the file again.")
     try:
         with soundfile.SoundFile(path) as sound:
-            announced_samples, sample_rate = sound.frames, sound.samplerate
+            announced, sample_rate, log = sound.frames, sound.samplerate, sound.extra_info
             samples = sound.read(dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, RuntimeError, ValueError) as error:
         reason = str(error).split(": ", 1)[-1].rstrip(".")
         raise AudioError(f"{path}: cannot be decoded ({reason}); the file is damaged, get it again.") from None
+    if (cut := _cut_off(log)) or len(samples) < announced:
+        announced, found = cut or (f"{announced} samples", len(samples))
+        raise AudioError(f"{path}: header announces {announced}, {found} are there; the file is cut off, get it again.")
     if len(samples) == 0:
         raise AudioError(f"{path}: holds no samples; get the file again or take its row out of the table.")
-    if len(samples) < announced_samples:
-        raise AudioError(f"{path}: header announces {announced_samples} samples, {len(samples)} are there; get it again.")
     if not np.isfinite(samples).all():
         n_bad = int((~np.isfinite(samples)).sum())
-        raise AudioError(f"{path}: {n_bad} samples are NaN or infinite; get the file again or take its row out.")
+        raise AudioError(f"{path}: {n_bad} of {samples.size} samples are NaN or infinite; get the file again or take "
+                         "its row out of the table.")
     return samples.T, sample_rate
+
+
+def _cut_off(log: str) -> tuple[str, int] | None:
+    """Return (bytes announced, bytes there) where libsndfile's log of a WAV file says that they differ.
+
+    libsndfile itself goes on with what is there, as if the file had been made so.
+    """
+    match = re.search(r"^data : (\d+) \(should be (\d+)\)", log, re.MULTILINE)
+    if match is None or not int(match[2]) < int(match[1]) < WITHOUT_LENGTH:
+        return None
+    return f"{match[1]} bytes", int(match[2])
 
 
 def fit_length(waveform: np.ndarray, n_samples: int) -> np.ndarray:

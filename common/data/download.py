@@ -1,9 +1,11 @@
 """Download and unpack archives: resumable, checksummed, never outside the folder.
 
-Flow: list of remote files → **download** (.part beside it, goes on after a kill) → checksum → **unpack** → data folder.
+Flow: list of remote files → **download** (.part, goes on after a kill) → checksum → **unpack** → data folder.
 """
+import os
 import shutil
 import zipfile
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -14,6 +16,7 @@ from tqdm import tqdm
 
 CHUNK_BYTES = 1 << 20
 TIMEOUT_S = 60
+GO_ON = "What has arrived is kept; run the same command to go on."
 
 
 class DownloadError(OSError):
@@ -43,27 +46,39 @@ def fetch(remote: RemoteFile, folder: str | Path) -> Path:
         return target
     have = part.stat().st_size if part.is_file() else 0
     if remote.size is not None:
-        free = shutil.disk_usage(folder).free
-        if remote.size - have > free:
-            raise DownloadError(f"{remote.name} needs {(remote.size - have) / 1e9:.1f} GB more in {folder}, "
-                                f"{free / 1e9:.1f} GB are free; make room or give another folder.")
+        _need_room(remote.size - have, folder, remote.name)
     if remote.size is None or have < remote.size:
         _append(remote, part, have)
+    have = part.stat().st_size
+    if remote.size is not None and have < remote.size:
+        raise DownloadError(f"{remote.url}: broke off after {have} of {remote.size} bytes. {GO_ON}")
+    found, expected = have, remote.size if remote.size is not None else have
     if remote.checksum:
         algorithm, _, expected = remote.checksum.partition(":")
         found = pooch.file_hash(str(part), alg=algorithm)
-        if found != expected:
-            part.unlink()
-            raise DownloadError(f"{remote.name}: {algorithm} is {found}, expected {expected}; the download was damaged and "
-                                "is removed, run the command again.")
+    if found != expected:
+        part.unlink()
+        raise DownloadError(f"{remote.name}: {algorithm if remote.checksum else 'size'} is {found}, expected "
+                            f"{expected}; the download was damaged and is removed, run the command again.")
     part.replace(target)
     return target
 
 
+def _need_room(n_bytes: int, folder: Path, what: str) -> None:
+    free = shutil.disk_usage(folder).free
+    if n_bytes > free:
+        raise DownloadError(f"{what} needs {n_bytes / 1e9:.2f} GB more in {folder}, {free / 1e9:.2f} GB are free; make "
+                            "room or give another folder.")
+
+
 def _append(remote: RemoteFile, part: Path, have: int) -> None:
-    headers = {"Range": f"bytes={have}-"} if have else {}
+    """Add to `part`, which has `have` bytes, what the server sends from there on, or the whole file."""
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     try:
         with requests.get(remote.url, headers=headers, stream=True, timeout=TIMEOUT_S) as answer:
+            if have and answer.status_code == 416:  # nothing from there on: what is here may be of another version
+                part.unlink()
+                return _append(remote, part, 0)
             answer.raise_for_status()
             if have and answer.status_code != 206:  # the server sends the whole file: start over
                 have = 0
@@ -73,8 +88,8 @@ def _append(remote: RemoteFile, part: Path, have: int) -> None:
                 for chunk in answer.iter_content(CHUNK_BYTES):
                     file.write(chunk)
                     bar.update(len(chunk))
-    except requests.RequestException as error:
-        raise DownloadError(f"{remote.url}: {error}. What has arrived is kept; run the same command to go on.") from None
+    except OSError as error:  # of the connection or of the disk
+        raise DownloadError(f"{remote.url}: {error}. {GO_ON}") from None
 
 
 def unpack_zip(archive: str | Path, folder: str | Path, strip: str = "") -> int:
@@ -84,21 +99,35 @@ def unpack_zip(archive: str | Path, folder: str | Path, strip: str = "") -> int:
         strip: leading folder inside the archive to leave out.
 
     Raises:
-        DownloadError: damaged archive, or a member that would land outside `folder` (nothing is then written).
+        DownloadError: damaged archive, no room, or a member that would land outside `folder` (nothing is then
+            written).
     """
     archive, folder = Path(archive), Path(folder)
     try:
         with zipfile.ZipFile(archive) as content:
-            members = [(info, _inside(info.filename, strip, archive)) for info in content.infolist() if not info.is_dir()]
+            members = [(info, _inside(info.filename, strip, archive))
+                       for info in content.infolist() if not info.is_dir()]
             todo = [(info, folder / name) for info, name in members
                     if not (folder / name).is_file() or (folder / name).stat().st_size != info.file_size]
+            folder.mkdir(parents=True, exist_ok=True)
+            _need_room(sum(info.file_size for info, _ in todo), folder, archive.name)
             for info, target in tqdm(todo, desc=f"unpack {archive.name}", unit="file", mininterval=2):
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with content.open(info) as source, open(target, "wb") as file:
-                    shutil.copyfileobj(source, file)
-    except zipfile.BadZipFile as error:
+                _unpack_member(content, info, target)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise DownloadError(f"{archive}: not a sound zip file ({error}); remove it and run the command again.") from None
     return len(todo)
+
+
+def _unpack_member(content: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path) -> None:
+    """Write one file under its name once all of it is there and its checksum agrees."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".{target.name}.part")
+    try:
+        with content.open(info) as source, open(part, "wb") as file:
+            shutil.copyfileobj(source, file)
+        os.replace(part, target)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _inside(member: str, strip: str, archive: Path) -> str:

@@ -18,16 +18,22 @@ def read_table(path: str | Path, columns: Iterable[str], separator: str = "\t") 
     """Read a text table as strings and check that it has `columns`.
 
     Raises:
-        DataError: missing file, other separator, missing columns, no rows, empty cells, duplicate first column.
+        DataError: missing file, other separator, missing columns, no rows, empty cells, a first cell that stands
+            twice.
     """
     path, columns = Path(path), list(columns)
     names = {"\t": "tabs", ",": "commas", ";": "semicolons"}
     if not path.is_file():
-        raise DataError(f"{path}: no such table; check the data folder, or get the table again (stage 0, download).")
+        raise DataError(f"{path}: no such table; check the data folder, or get the table again.")
     try:
         table = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8")
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+    except pd.errors.EmptyDataError:
+        raise DataError(f"{path}: is empty; get it again.") from None
+    except (pd.errors.ParserError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read as a table ({str(error).strip()}); get it again.") from None
+    if not isinstance(table.index, pd.RangeIndex):  # pandas would take the first column for row names
+        raise DataError(f"{path}: rows have more cells than the header {list(table.columns)}; name every column.")
+    table = table.rename(columns=str.strip)
     missing = [column for column in columns if column not in table.columns]
     if missing and len(table.columns) == 1:
         found = [name for sign, name in names.items() if sign != separator and sign in table.columns[0]]
@@ -35,12 +41,15 @@ def read_table(path: str | Path, columns: Iterable[str], separator: str = "\t") 
             raise DataError(f"{path}: columns are separated by {found[0]}, expected {names[separator]}; "
                             f"write it with {names[separator]}.")
     if missing:
-        raise DataError(f"{path}: column {missing[0]!r} is missing, found {list(table.columns)}.")
+        raise DataError(f"{path}: column {missing[0]!r} is missing, found {list(table.columns)}; the first line must "
+                        f"name the columns {', '.join(columns)}.")
     if table.empty:
         raise DataError(f"{path}: has a header but no rows; get it again.")
+    table = table.apply(lambda column: column.str.strip())  # "bus " would be a class of its own
     empty = table[columns].eq("").any(axis=1)
     if empty.any():
-        raise DataError(f"{path}: line {int(empty.idxmax()) + 2} has an empty cell; fill it or take the line out.")
+        raise DataError(f"{path}: empty cell in the row {list(table[columns][empty].iloc[0])}; fill it or take the row "
+                        "out.")
     twice = table[columns[0]].duplicated()
     if twice.any():
         raise DataError(f"{path}: {table[columns[0]][twice].iloc[0]!r} stands in two rows; take one out.")

@@ -1,10 +1,11 @@
 """Nine simulated recording devices, named as in TAU Urban Acoustic Scenes 2022 Mobile.
 
-Flow: scene sound → **recording device** → files (common/data/soundscapes.py).
+Flow: scene sound → **recording device** → files (soundscapes.py).
 
-Device a is close to transparent; b and c are milder, s1 to s3 stronger colourations, and s4 to s6, which a training
-set never holds, lie outside of the range of the others. No real device was measured.
+Device a is close to transparent; b and c are milder, s1 to s3 stronger colourations, and s4 to s6, which
+training never holds, lie outside of the range of the others. No real device was measured.
 """
+
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,7 +38,7 @@ class RecordingDevice:
     ratio: float = 1.0
 
     def record(self, rng: np.random.Generator, sound: np.ndarray) -> np.ndarray:
-        """Return `sound` (T,) as this device records it, within ±1; `rng` draws noise and the gain of the day."""
+        """Return `sound` (T,) as this device records it, within ±1; `rng`: noise, and ±2 dB of gain."""
         curve_hz = 31.5 * 2.0 ** np.arange(0, 9.01, 1 / 6)
         curve_db = np.interp(np.log2(curve_hz), np.log2(_BANDS_HZ), self.response_db)
         curve_db += self.ripple_db * synth.name_rng("response", self.name).standard_normal(len(curve_hz))

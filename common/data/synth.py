@@ -1,11 +1,12 @@
 """Sound building blocks for the built-in data: textures, tones, knocks, voices, rooms.
 
-Flow: **blocks** → scenes (common/data/acoustic_scenes.py) → recording devices → files (common/data/soundscapes.py).
+Flow: **blocks** → scenes (acoustic_scenes.py) → recording devices → files (soundscapes.py).
 
-Everything is float64, mono, shape (T,), at SAMPLE_RATE. Continuous textures have an RMS of 1; events have an RMS of 1
-over their loudest 50 ms, so that a layer's level in dB means the same for a hiss and for a click. Every function that
-draws takes its own `numpy.random.Generator`: see `name_rng`.
+Everything is float64, mono, shape (T,), at SAMPLE_RATE. Continuous textures have an RMS of 1; events have
+an RMS of 1 over their loudest 50 ms, so that a level in dB means the same for a hiss and for a click. Every
+function that draws takes its own `numpy.random.Generator`: see `name_rng`.
 """
+
 import hashlib
 
 import numpy as np
@@ -17,7 +18,7 @@ _EVENT_FRAME = SAMPLE_RATE // 20
 
 
 def name_rng(*names) -> np.random.Generator:
-    """Return a generator that depends on these names only, so that neither order nor process count matters."""
+    """Return a generator that depends on these names only: neither order nor process count matters."""
     digest = hashlib.blake2b("\x1f".join(map(str, names)).encode(), digest_size=16).digest()
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "little")))
 
@@ -33,7 +34,7 @@ def unit_rms(sound: np.ndarray) -> np.ndarray:
 
 
 def unit_event(sound: np.ndarray) -> np.ndarray:
-    """Scale an event (T,) so that its loudest 50 ms have an RMS of 1 (shorter events: padded with silence)."""
+    """Scale an event (T,) so that its loudest 50 ms have an RMS of 1 (if shorter: padded with silence)."""
     energy = np.concatenate(([0.0], np.cumsum(sound**2)))
     frame = min(_EVENT_FRAME, len(sound))
     return sound / (np.sqrt(np.max(energy[frame:] - energy[:-frame]) / _EVENT_FRAME) + 1e-12)
@@ -43,7 +44,7 @@ def filter_by_curve(sound: np.ndarray, curve_hz, curve_db) -> np.ndarray:
     """Filter (T,) with a zero-phase magnitude response.
 
     Args:
-        curve_hz, curve_db: corner points of the response, linear in dB over log frequency, constant beyond the ends.
+        curve_hz, curve_db: corners of the response, linear in dB over log frequency, constant beyond.
     """
     n_samples = len(sound)
     n_fft = fft.next_fast_len(n_samples + SAMPLE_RATE // 20, real=True)  # the padding takes the circular tail
@@ -58,7 +59,9 @@ def _log_curve(n_fft: int, curve_hz, curve_db) -> np.ndarray:
 def noise(rng: np.random.Generator, n_samples: int, curve_hz, curve_db) -> np.ndarray:
     """Return Gaussian noise (T,), RMS 1, with the spectral envelope of `filter_by_curve`."""
     n_fft = fft.next_fast_len(n_samples, real=True)
-    spectrum = rng.standard_normal(2 * (n_fft // 2 + 1)).view(complex)  # white noise is white in either domain
+    spectrum = rng.standard_normal(2 * (n_fft // 2 + 1)).view(
+        complex
+    )  # white noise is white in either domain
     return unit_rms(fft.irfft(spectrum * gain(_log_curve(n_fft, curve_hz, curve_db)), n_fft)[:n_samples])
 
 
@@ -67,7 +70,9 @@ def band_noise(rng: np.random.Generator, n_samples: int, low_hz: float, high_hz:
     return noise(rng, n_samples, (low_hz / 4, low_hz, high_hz, high_hz * 4), (-60.0, 0.0, 0.0, -60.0))
 
 
-def slow_curve(rng: np.random.Generator, n_samples: int, rate_hz: float, low: float, high: float) -> np.ndarray:
+def slow_curve(
+    rng: np.random.Generator, n_samples: int, rate_hz: float, low: float, high: float
+) -> np.ndarray:
     """Return a random curve (T,) between `low` and `high` with a new corner `rate_hz` times a second."""
     n_corners = int(np.ceil(n_samples / SAMPLE_RATE * rate_hz)) + 2
     corners = (np.arange(n_corners) - rng.uniform()) * SAMPLE_RATE / rate_hz
@@ -81,7 +86,7 @@ def swell(n_samples: int, centre_s: float, width_s: float, floor_db: float = -40
 
 
 def harmonic_tone(rng: np.random.Generator, frequency_hz: np.ndarray, amplitudes) -> np.ndarray:
-    """Return a tone (T,), RMS 1, that follows `frequency_hz` (T,); `amplitudes` of harmonics 1, 2, ...; random phases."""
+    """Return a tone (T,), RMS 1, that follows `frequency_hz` (T,); `amplitudes`: of harmonics 1, 2, ..."""
     spectrum = np.zeros(_TABLE_SIZE // 2 + 1, dtype=complex)
     amplitudes = np.asarray(amplitudes, dtype=float)[: _TABLE_SIZE // 8]
     spectrum[1 : len(amplitudes) + 1] = amplitudes * np.exp(2j * np.pi * rng.uniform(size=len(amplitudes)))
@@ -100,12 +105,14 @@ def add_at(layer: np.ndarray, event: np.ndarray, start_samples: int) -> None:
 
 
 def random_starts(rng: np.random.Generator, n_samples: int, rate_hz: float) -> np.ndarray:
-    """Return start samples of a Poisson process of `rate_hz` events a second, from half a second before the layer."""
+    """Return start samples of `rate_hz` events a second (Poisson), from half a second before the layer."""
     lead = SAMPLE_RATE // 2
     return rng.integers(-lead, n_samples, size=rng.poisson(rate_hz * (n_samples + lead) / SAMPLE_RATE))
 
 
-def steady_starts(rng: np.random.Generator, n_samples: int, period_s: float, jitter: float = 0.05) -> np.ndarray:
+def steady_starts(
+    rng: np.random.Generator, n_samples: int, period_s: float, jitter: float = 0.05
+) -> np.ndarray:
     """Return start samples every `period_s` with a random phase, each moved by about `jitter` periods."""
     n_events = int(n_samples / SAMPLE_RATE / period_s) + 3
     beats = np.arange(n_events) - 1 - rng.uniform() + jitter * rng.standard_normal(n_events)
@@ -113,7 +120,7 @@ def steady_starts(rng: np.random.Generator, n_samples: int, period_s: float, jit
 
 
 def knock(rng: np.random.Generator, centre_hz: float, decay_s: float, ringing: float = 0.5) -> np.ndarray:
-    """Return a struck-object sound: a burst of noise and ringing partials around `centre_hz` that die in `decay_s`.
+    """Return the sound of a struck object: noise and ringing partials around `centre_hz`, dying in `decay_s`.
 
     Args:
         ringing: share of the amplitude in the partials, 0 (dull) to 1 (metal).
@@ -128,7 +135,7 @@ def knock(rng: np.random.Generator, centre_hz: float, decay_s: float, ringing: f
 
 
 def sweep(rng: np.random.Generator, hertz, duration_s: float, brightness: float = 0.1) -> np.ndarray:
-    """Return a short tone with soft ends that glides through the frequencies `hertz`; `brightness`: second harmonic."""
+    """Return a short soft tone that glides through the frequencies `hertz`; `brightness`: second harmonic."""
     n_samples = int(duration_s * SAMPLE_RATE)
     frequency_hz = np.interp(np.linspace(0, 1, n_samples), np.linspace(0, 1, len(hertz)), hertz)
     return unit_event(harmonic_tone(rng, frequency_hz, (1.0, brightness)) * np.hanning(n_samples))

@@ -1,7 +1,7 @@
 """Which clips form which batch: the same answer whatever was killed, resumed or spread over processes.
 
-Everything random is drawn from generators keyed by (seed, epoch, batch), never from a global state. So a resumed run
-repeats an uninterrupted one bit for bit, and two processes together see the batches one process would see.
+Everything random is drawn from generators keyed by (seed, epoch, batch), never from a global state. So a resumed
+run repeats an uninterrupted one bit for bit, and two processes together see the batches one process would see.
 """
 from collections.abc import Iterator
 
@@ -34,31 +34,38 @@ class BatchSampler:
     """Cut the epoch's order into batches; of each batch this process takes every `world_size`-th clip.
 
     Args:
-        batch_size: clips in a batch over all processes together. The last batch may be smaller and is kept; it is left
-            out only in training when it has fewer clips than there are processes.
+        batch_size: clips in a batch over all processes together. The last batch may be smaller and is kept. Where it
+            has fewer clips than there are processes, it is left out in training (`shuffle`), and otherwise joined to
+            the batch before: every process has a clip of every batch.
 
     Yields lists of (dataset row, position in the whole batch, clips in the whole batch).
     """
 
     def __init__(self, n_clips: int, batch_size: int, seed: int = 0, shuffle: bool = False,
                  rank: int = 0, world_size: int = 1):
-        if batch_size < world_size:
-            raise ValueError(f"batch_size {batch_size} is below the number of processes {world_size}; raise it.")
+        for what, count in (("batch_size", batch_size), ("number of clips", n_clips)):
+            if count < world_size:
+                raise ValueError(f"{what} {count} is below the number of processes {world_size}; use fewer.")
         self.sampler = EpochOrder(n_clips, seed, shuffle)  # lightning calls sampler.set_epoch
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
 
-    def _starts(self) -> range:
+    def _bounds(self) -> list[tuple[int, int]]:
+        """Return start and end of every batch in the epoch's order."""
         n_clips = self.sampler.n_clips
-        last = n_clips % self.batch_size
-        drop = self.sampler.shuffle and 0 < last < self.world_size
-        return range(0, n_clips - last if drop else n_clips, self.batch_size)
+        starts = list(range(0, n_clips, self.batch_size))
+        ends = [*starts[1:], n_clips]
+        if ends[-1] - starts[-1] < self.world_size:
+            starts.pop()
+            last_end = ends.pop()
+            if not self.sampler.shuffle:
+                ends[-1] = last_end
+        return list(zip(starts, ends, strict=True))
 
     def __len__(self) -> int:
-        return len(self._starts())
+        return len(self._bounds())
 
     def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
         order = self.sampler.order()
-        for start in self._starts():
-            batch = order[start:start + self.batch_size]
-            yield [(int(batch[position]), position, len(batch))
-                   for position in range(self.rank, len(batch), self.world_size)]
+        for start, end in self._bounds():
+            yield [(int(order[start + position]), position, end - start)
+                   for position in range(self.rank, end - start, self.world_size)]
