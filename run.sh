@@ -33,6 +33,6 @@ ensure_venv
 cd "$ROOT"
 for task in ${tasks[@]+"${tasks[@]}"}; do
   echo "==== $task"
-  bash "$task/run.sh"
+  run_and_wait bash "$ROOT/$task/run.sh" || exit
 done
 "$PY" -m common.results show

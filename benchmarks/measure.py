@@ -1,7 +1,8 @@
 """What the benchmarks share: alternate two ways in one run, take medians, keep the table.
 
-Absolute times drift from machine to machine and minute to minute: the ratio of two ways measured in turn is what counts.
+Absolute times drift from machine to machine and minute to minute: the ratio of two ways measured in turn counts.
 """
+
 import json
 import statistics
 import subprocess
@@ -42,19 +43,39 @@ def in_own_process(module: str, *arguments: str) -> dict:
 def keep(name: str, title: str, rows: list[dict], note: str = "") -> None:
     """Print the table, write results/benchmarks/<name>.json and refresh benchmarks/README.md."""
     print(f"{title}\n{pd.DataFrame(rows).to_string(index=False)}\n{note}")
-    write_json(RESULTS / f"{name}.json", {"title": title, "note": note, "rows": rows, "hardware": hardware(),
-                                          "versions": versions(), "git": git_state()})
+    write_json(
+        RESULTS / f"{name}.json",
+        {
+            "title": title,
+            "note": note,
+            "rows": rows,
+            "hardware": hardware(),
+            "versions": versions(),
+            "git": git_state(),
+        },
+    )
     write_text(REPORT, report())
 
 
 def report() -> str:
     """Return benchmarks/README.md: an introduction and one table per kept result."""
-    parts = ["# Benchmarks", "", "Made by `python -m benchmarks.task1_asc …` from `results/benchmarks/*.json`; not edited by hand. "
-             "Each table is one run on one machine; compare rows, not tables.", ""]
+    parts = [
+        "# Benchmarks",
+        "",
+        "Made by `python -m benchmarks.task1_asc …` from `results/benchmarks/*.json`; not edited by hand. "
+        "Each table is one run on one machine; compare rows, not tables.",
+        "",
+    ]
     for path in sorted(RESULTS.glob("*.json")):
         kept = json.loads(path.read_text(encoding="utf-8"))
         machine = kept["hardware"]
         where = machine.get("gpu") or f"{machine['cores']} CPU cores, {machine['processor']}"
-        parts += [f"## {kept['title']}", "", pd.DataFrame(kept["rows"]).to_markdown(index=False), "",
-                  f"{kept['note']} Measured on {where}; torch {kept['versions'].get('torch')}.".strip(), ""]
+        parts += [
+            f"## {kept['title']}",
+            "",
+            pd.DataFrame(kept["rows"]).to_markdown(index=False),
+            "",
+            f"{kept['note']} Measured on {where}; torch {kept['versions'].get('torch')}.".strip(),
+            "",
+        ]
     return "\n".join(parts)

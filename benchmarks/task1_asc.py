@@ -6,6 +6,7 @@ Run:  python -m benchmarks.task1_asc loading --data FOLDER --cache CACHE
       python -m benchmarks.task1_asc latency
 `--data` is any folder in the TAU layout; `./run.sh task1_asc --stop-stage 1` makes one.
 """
+
 import argparse
 import json
 import resource
@@ -42,17 +43,24 @@ def loading(args) -> None:
     paths = [data.root / name for name in clips.rows.filename[:200]]
     rng = np.random.default_rng(0)
     rows = rng.permutation(len(paths))
-    times = alternate({
-        "librosa: decode, 44.1 → 32 kHz": lambda: [librosa.load(path, sr=32000) for path in paths],
-        "soundfile: decode": lambda: [soundfile.read(path, dtype="float32") for path in paths],
-        "cache, clip by clip": lambda: [clips.cache.read([row]) for row in rows],
-        "cache, batches of 64": lambda: [clips.cache.read(rows[i:i + BATCH]) for i in range(0, len(rows), BATCH)],
-    })
+    times = alternate(
+        {
+            "librosa: decode, 44.1 → 32 kHz": lambda: [librosa.load(path, sr=32000) for path in paths],
+            "soundfile: decode": lambda: [soundfile.read(path, dtype="float32") for path in paths],
+            "cache, clip by clip": lambda: [clips.cache.read([row]) for row in rows],
+            "cache, batches of 64": lambda: [clips.cache.read(rows[i : i + BATCH]) for i in range(0, len(rows), BATCH)],
+        }
+    )
     plain = times["librosa: decode, 44.1 → 32 kHz"]
-    keep("task1_loading", "Task 1: loading a clip", [
-        {"way": name, "ms per clip": round(1000 * value / len(paths), 4), "librosa / this": round(plain / value, 1)}
-        for name, value in times.items()],
-        "The cache holds 44.1 kHz, as published; resampling happens with the features, for the whole batch.")
+    keep(
+        "task1_loading",
+        "Task 1: loading a clip",
+        [
+            {"way": name, "ms per clip": round(1000 * value / len(paths), 4), "librosa / this": round(plain / value, 1)}
+            for name, value in times.items()
+        ],
+        "The cache holds 44.1 kHz, as published; resampling happens with the features, for the whole batch.",
+    )
 
 
 def epoch(args) -> None:
@@ -60,14 +68,27 @@ def epoch(args) -> None:
     data, clips = open_clips(args)
     device = "cuda" if args.device == "gpu" else "cpu"
     steps = args.steps
-    ways = {"plain: decode every epoch, torchaudio front end": PlainTraining(data, clips, device),
-            "this repository": CachedTraining(clips, device)}
+    ways = {
+        "plain: decode every epoch, torchaudio front end": PlainTraining(data, clips, device),
+        "this repository": CachedTraining(clips, device),
+    }
     times = alternate({name: lambda way=way: way.run(steps) for name, way in ways.items()}, rounds=3)
     plain = next(iter(times.values()))
-    keep(f"task1_epoch_{device}", f"Task 1: training steps of {BATCH} clips on {device}", [
-        {"way": name, "ms per step": round(1000 * value / steps, 1), "clips per s": round(BATCH * steps / value),
-         "s per epoch of 34,900 clips": round(value / steps / BATCH * 34900, 1), "plain / this": round(plain / value, 2)}
-        for name, value in times.items()], "Same network, augmentations, batch and float32 arithmetic in both.")
+    keep(
+        f"task1_epoch_{device}",
+        f"Task 1: training steps of {BATCH} clips on {device}",
+        [
+            {
+                "way": name,
+                "ms per step": round(1000 * value / steps, 1),
+                "clips per s": round(BATCH * steps / value),
+                "s per epoch of 34,900 clips": round(value / steps / BATCH * 34900, 1),
+                "plain / this": round(plain / value, 2),
+            }
+            for name, value in times.items()
+        ],
+        "Same network, augmentations, batch and float32 arithmetic in both.",
+    )
 
 
 class PlainTraining:
@@ -77,7 +98,9 @@ class PlainTraining:
         torch.manual_seed(0)
         self.paths, self.labels, self.device = [data.root / name for name in clips.rows.filename], clips.labels, device
         self.resample = torchaudio.transforms.Resample(44100, 32000).to(device)
-        self.mel = torchaudio.transforms.MelSpectrogram(32000, n_fft=4096, win_length=3072, hop_length=500, n_mels=256).to(device)
+        self.mel = torchaudio.transforms.MelSpectrogram(
+            32000, n_fft=4096, win_length=3072, hop_length=500, n_mels=256
+        ).to(device)
         self.mask = torchaudio.transforms.FrequencyMasking(48, iid_masks=True)
         self.network = CPMobile().to(device).train()
         self.optimiser = torch.optim.AdamW(self.network.parameters(), 5e-3, weight_decay=1e-4)
@@ -123,25 +146,53 @@ def full_stage(args) -> None:
     cache = ClipCache(Path("."), noise, np.ones(args.clips, np.uint8), {})
     rows = pd.DataFrame({"filename": "", "scene_label": "", "identifier": "", "source_label": ["a"] * args.clips})
     clips = Clips(rows, cache, np.arange(args.clips), rng.integers(10, size=args.clips), resident=True)
-    config, _ = load_config(CONFIGS / "dcase2025/general.yaml", [f"--train.epochs={args.epochs}", "--optim.warmup_steps=1"])
+    config, _ = load_config(
+        CONFIGS / "dcase2025/general.yaml", [f"--train.epochs={args.epochs}", "--optim.warmup_steps=1"]
+    )
     system = SceneSystem(LogMel(), CPMobile(), config.augment, clips)
     with tempfile.TemporaryDirectory() as run:
         start = time.perf_counter()
-        fit(system, clips.loader(256, shuffle=True), None, config.optim, config.train, Path(run), 0, Hardware(args.device))
+        fit(
+            system,
+            clips.loader(256, shuffle=True),
+            None,
+            config.optim,
+            config.train,
+            Path(run),
+            0,
+            Hardware(args.device),
+        )
         seconds = time.perf_counter() - start
     steps = args.epochs * -(-args.clips // 256)
-    keep(f"task1_full_stage_{args.device}", f"Task 1: stage 1 on {args.device}, {args.clips:,} clips, {args.epochs} epochs", [
-        {"steps": steps, "s": round(seconds, 1), "ms per step": round(1000 * seconds / steps, 2),
-         "clips per s": round(args.epochs * args.clips / seconds), **peak_memory()}],
-        "Clips stay on the device; start of the loop, checkpoints at every epoch and logs included.")
+    keep(
+        f"task1_full_stage_{args.device}",
+        f"Task 1: stage 1 on {args.device}, {args.clips:,} clips, {args.epochs} epochs",
+        [
+            {
+                "steps": steps,
+                "s": round(seconds, 1),
+                "ms per step": round(1000 * seconds / steps, 2),
+                "clips per s": round(args.epochs * args.clips / seconds),
+                **peak_memory(),
+            }
+        ],
+        "Clips stay on the device; start of the loop, checkpoints at every epoch and logs included.",
+    )
 
 
 def latency(args) -> None:
     """One clip, front end and network, as deployed: fp32, fp16 weights, ONNX fp32 and int8."""
-    rows = [in_own_process("benchmarks.task1_asc", "one_latency", "--kind", kind) for kind in ("fp32", "fp16", "onnx", "onnx_int8")]
-    keep("task1_latency", "Task 1: one clip of 1 s on one CPU thread", rows,
-         "fp16 computes in float32 from half-precision weights. Memory is the process's peak, libraries included. The ONNX "
-         "rows run the network in onnxruntime and the front end in torch.")
+    rows = [
+        in_own_process("benchmarks.task1_asc", "one_latency", "--kind", kind)
+        for kind in ("fp32", "fp16", "onnx", "onnx_int8")
+    ]
+    keep(
+        "task1_latency",
+        "Task 1: one clip of 1 s on one CPU thread",
+        rows,
+        "fp16 computes in float32 from half-precision weights. Memory is the process's peak, libraries too. The ONNX "
+        "rows run the network in onnxruntime and the front end in torch.",
+    )
 
 
 def one_latency(args) -> None:
@@ -161,10 +212,17 @@ def one_latency(args) -> None:
             if turn >= 10:
                 features.append(middle - start)
                 model.append(end - middle)
-    print(json.dumps({"way": args.kind, "front end, ms": round(1000 * float(np.median(features)), 2),
-                      "network, ms": round(1000 * float(np.median(model)), 2),
-                      "both, ms": round(1000 * float(np.median(np.add(features, model))), 2),
-                      "peak memory, MB": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)}))
+    print(
+        json.dumps(
+            {
+                "way": args.kind,
+                "front end, ms": round(1000 * float(np.median(features)), 2),
+                "network, ms": round(1000 * float(np.median(model)), 2),
+                "both, ms": round(1000 * float(np.median(np.add(features, model))), 2),
+                "peak memory, MB": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+            }
+        )
+    )
 
 
 def network_runner(kind: str, network: torch.nn.Module, log_mel: torch.Tensor):

@@ -114,7 +114,9 @@ def build(config_class: type, values: dict, overrides: typing.Sequence[str] = ()
 
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(config_class, None)
-    overrides = split_overrides(overrides)
+    kinds = {name: typing.get_origin(kind) for name, kind in typing.get_type_hints(config_class).items()}
+    overrides = [(f"{name}.class_path" if kinds.get(name) is collections.abc.Callable else name, value)
+                 for name, value in split_overrides(overrides)]  # --model=a.B is short for --model.class_path=a.B
     refuse_unknown_keys(values, config_class, where)
     merged = values
     for name, value in overrides:
@@ -165,7 +167,7 @@ def refuse_unknown_keys(values: dict, config_class: type, where: str, prefix: st
                                   f"below it: {', '.join(typing.get_type_hints(kind))}.")
             refuse_unknown_keys(value, kind, where, f"{name}.")
         elif typing.get_origin(kind) is collections.abc.Callable:
-            _refuse_unknown_class({"class_path": value} if isinstance(value, str) else value, where, name)
+            _refuse_unknown_class(value, where, name)
         elif isinstance(value, dict) and kind in PLAIN:
             raise ConfigError(f"{where}: `{name}` is {PLAIN[kind]}, it has no keys below it.")
 
@@ -210,7 +212,8 @@ def _nest(parts: list[str], value: str) -> dict:
 def _short(error: Exception) -> str:
     """The useful part of a jsonargparse message: the key, what it is and what was expected."""
     text = re.sub(r"Namespace\((.*)\)", r"\1", str(error))
-    if wrong := re.search(r'Parser key "([^"]+)":\s+Expected an? <class \'(\w+)\'>. Got value: (.*?)(\. Got value|$)', text):
+    pattern = r'Parser key "([^"]+)":\s+Expected an? <class \'(\w+)\'>. Got value: (.*?)(\. Got value|$)'
+    if wrong := re.search(pattern, text):
         outer = re.search(r'Parser key "([^"]+)"', text)[1]
         key = wrong[1] if wrong[1] == outer else f"{outer}.init_args.{wrong[1]}"
         expected = {kind.__name__: text for kind, text in PLAIN.items()}.get(wrong[2], wrong[2])

@@ -4,8 +4,8 @@ Flow: repository + run → package folder → **install elsewhere, run there, ch
 
 A package must work where this repository is not. Its Python files are the repository's own, copied with
 their imports rewritten (`copy_modules`), and it is judged by what it does after `install`, in a process that
-cannot see the repository (`run_isolated`). Third-party packages come from the environment this runs in; nothing
-is downloaded.
+cannot see the repository (`run_isolated`). Third-party packages come from the environment this runs in;
+nothing is downloaded.
 """
 
 import ast

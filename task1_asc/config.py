@@ -9,7 +9,7 @@ from common.config import build, read_merged
 from common.training.module import OptimConfig, TrainConfig
 from task1_asc.data import DataConfig
 
-CONFIGS = Path(__file__).parent / "configs"
+CONFIGS = Path(__file__).resolve().parent / "configs"
 TRAINABLE = ("all", "head", "batch_norm", "batch_norm_statistics")
 KEEP_BASE = ("never", "holdout")
 
@@ -44,10 +44,10 @@ class FinetuneConfig:
 
     Args:
         devices: devices to fine-tune on; none given = every device with training clips.
-        trainable: `all`; `head`: the last convolution and its norm, everything else as in the base model, statistics too;
+        trainable: `all`; `head`: the last convolution and its norm, all else as in the base model, statistics too;
             `batch_norm`: scales, shifts and statistics of all norms; `batch_norm_statistics`: statistics alone.
-        keep_base: `never` as published, or `holdout`: keep the general model for a device where the fine-tuned one is not
-            better on that device's hold-out clips (needs data.holdout_fraction).
+        keep_base: `never` as published, or `holdout`: keep the general model for a device where the fine-tuned one is
+            not better on that device's hold-out clips (needs data.holdout_fraction).
     """
 
     devices: list[str] = field(default_factory=list)

@@ -165,8 +165,8 @@ def hold_out(rows: pd.DataFrame, fraction: float, seed: int = 0) -> np.ndarray:
     for count, what in ((rows.identifier.nunique(), "locations"),
                         (rows.groupby(strata).size().max(), "clips of a device and class")):
         if count < n_folds:
-            raise DataError(f"data.holdout_fraction {fraction:g} needs {n_folds} {what}, the training list has {count}; "
-                            "raise it, or set 0 for no hold-out.")
+            raise DataError(f"data.holdout_fraction {fraction:g} needs {n_folds} {what}, the training list has "
+                            f"{count}; raise it, or set 0 for no hold-out.")
     folds = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
     with warnings.catch_warnings():  # a device and class with fewer clips than folds is no fault here
         warnings.simplefilter("ignore", UserWarning)

@@ -16,7 +16,8 @@ from common.data.download import RemoteFile, fetch, unpack_zip
 
 SPLIT_LISTS = "https://github.com/CPJKU/dcase2024_task1_baseline/releases/download/files/"
 SPLIT_NAMES = ("split5.csv", "split10.csv", "split25.csv", "split50.csv", "split100.csv", "test.csv")
-CHECKSUMS = {"test.csv": "sha256:efe84eb90ebe11931f93f0877f8b3405d7684652cd3d2e2784e95ec39d8888a8"}  # others: counts, see verify
+# Of the other lists no checksum is published; `verify` compares their counts.
+CHECKSUMS = {"test.csv": "sha256:efe84eb90ebe11931f93f0877f8b3405d7684652cd3d2e2784e95ec39d8888a8"}
 
 
 def package_list() -> tuple[list[RemoteFile], str]:
@@ -33,7 +34,7 @@ def package_list() -> tuple[list[RemoteFile], str]:
 
 
 def download(folder: Path, keep_archives: bool = False) -> None:
-    """Fetch, check and unpack archive after archive; an archive that is unpacked leaves a note and is not fetched again."""
+    """Fetch, check and unpack archive after archive; one that is unpacked leaves a note and is not fetched again."""
     archives, inside = package_list()
     for archive in archives:
         note = folder / "downloads" / f"{archive.name}.unpacked"

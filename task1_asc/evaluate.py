@@ -3,10 +3,12 @@
 Flow: weights.pt + clips → **predictions.csv** → **scores** → result JSON.
 Run:  python -m task1_asc.evaluate predict --run RUN --data FOLDER --cache CACHE [--weights FILE]
       python -m task1_asc.evaluate score --run RUN --results FOLDER [--against RUN_OF_BASE]
+      python -m task1_asc.evaluate compare --runs RUN … --against RUN … --results FOLDER
 Scoring needs the prediction file alone, never the model. Published checkpoints: predict --weights FILE.
 
 predictions.csv: filename, scene_label, identifier, source_label, then one column of logits per class, in class order.
 """
+
 import argparse
 import copy
 import json
@@ -41,8 +43,14 @@ BUILT_IN = "built-in data"
 
 
 @torch.no_grad()
-def predict_logits(network: nn.Module, front_end: nn.Module, clips: Clips, precision: str = "fp16",
-                   device: str = "cpu", batch_size: int = 256) -> np.ndarray:
+def predict_logits(
+    network: nn.Module,
+    front_end: nn.Module,
+    clips: Clips,
+    precision: str = "fp16",
+    device: str = "cpu",
+    batch_size: int = 256,
+) -> np.ndarray:
     """Return logits (N, K) of every clip once, by the model of its own device where `network` holds several.
 
     fp16: weights and log mel are rounded to half. A GPU then computes in half, as published; a CPU, which is slow in
@@ -95,7 +103,9 @@ def predict(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     weights = args.weights or args.run / "weights.pt"
     network = load_network(weights, config, data.class_names)
     front_end = config.front_end()
-    device = "cuda" if args.device in ("gpu", "cuda") or (args.device == "auto" and torch.cuda.is_available()) else "cpu"
+    device = (
+        "cuda" if args.device in ("gpu", "cuda") or (args.device == "auto" and torch.cuda.is_available()) else "cpu"
+    )
     logits = predict_logits(network, front_end, clips, config.test_precision, device)
     write_predictions(args.run / "predictions.csv", clips, logits, data.class_names)
     one_model = network.base_model if isinstance(network, DeviceModels) else network
@@ -103,13 +113,24 @@ def predict(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     card = dataset_card(data, config.data, {"test": clips})
     train_card = log.get("dataset")
     if train_card:
-        card = {**card, **{key: {**train_card[key], **card[key]} for key in ("expected", "found", "skipped")},
-                "manifest_sha256": {"train": train_card["manifest_sha256"], "test": card["manifest_sha256"]}}
-    write_json(args.run / "predictions.json", {
-        "split": args.split, "dataset": card, "config": resolved, "device_groups": config.data.device_groups,
-        "trained_devices": sorted(log.get("trained_devices", [])), "test_precision": config.test_precision,
-        "weights": {"file": weights.name, "sha256": sha256(weights), "given": args.weights is not None},
-        "complexity": {"parameters": found.parameters, "macs": found.macs, "bytes_fp16": found.bytes}})
+        card = {
+            **card,
+            **{key: {**train_card[key], **card[key]} for key in ("expected", "found", "skipped")},
+            "manifest_sha256": {"train": train_card["manifest_sha256"], "test": card["manifest_sha256"]},
+        }
+    write_json(
+        args.run / "predictions.json",
+        {
+            "split": args.split,
+            "dataset": card,
+            "config": resolved,
+            "device_groups": config.data.device_groups,
+            "trained_devices": sorted(log.get("trained_devices", [])),
+            "test_precision": config.test_precision,
+            "weights": {"file": weights.name, "sha256": sha256(weights), "given": args.weights is not None},
+            "complexity": {"parameters": found.parameters, "macs": found.macs, "bytes_fp16": found.bytes},
+        },
+    )
     print(f"wrote {args.run / 'predictions.csv'} ({len(clips)} clips)")
 
 
@@ -140,22 +161,72 @@ def score(args: argparse.Namespace) -> None:
     if args.against:
         other_rows, other_logits, _ = read_predictions(args.against / "predictions.csv")
         if not other_rows.filename.equals(rows.filename):
-            raise DataError(f"{args.against}: predictions of other clips than {args.run}; predict both on the same data.")
-        differences = paired_differences(correct, other_logits.argmax(1) == labels, labels, rows.source_label, groups, units)
+            raise DataError(
+                f"{args.against}: predictions of other clips than {args.run}; predict both on the same data."
+            )
+        differences = paired_differences(
+            correct, other_logits.argmax(1) == labels, labels, rows.source_label, groups, units
+        )
         base_log = json.loads((args.against / "train.json").read_text(encoding="utf-8"))
         comparison = comparison_for_record(differences, against=base_log["recipe"])
     given = about["weights"]["given"]  # weights that this run folder did not train: a system of its own
     recipe = f"weights/{Path(about['weights']['file']).stem}" if given else log["recipe"]
     record = new_record(
-        task="task1_asc", recipe=recipe, seed=log.get("seed", 0), split=about["split"],
-        status=status(about["dataset"], log), dataset=about["dataset"], config=about["config"],
+        task="task1_asc",
+        recipe=recipe,
+        seed=log.get("seed", 0),
+        split=about["split"],
+        status=status(about["dataset"], log),
+        dataset=about["dataset"],
+        config=about["config"],
         weights=about["weights"],
-        metrics=metrics, intervals=intervals_for_record(intervals, args.resample), comparison=comparison,
-        complexity=about["complexity"], history=log.get("history", []),
-        wall_time_s=log.get("training", {}).get("wall_time_s")) | {
-            "training": log.get("training"), "devices": log.get("devices")}
+        metrics=metrics,
+        intervals=intervals_for_record(intervals, args.resample),
+        comparison=comparison,
+        complexity=about["complexity"],
+        history=log.get("history", []),
+        wall_time_s=log.get("training", {}).get("wall_time_s"),
+    ) | {"training": log.get("training"), "devices": log.get("devices")}
     path = write_record(record, args.results)
-    print(f"macro accuracy {100 * metrics['macro_accuracy']:.2f} %  ({metrics['n_items']} clips, {record['status']})  {path}")
+    print(
+        f"macro accuracy {100 * metrics['macro_accuracy']:.2f} % "
+        f"({metrics['n_items']} clips, {record['status']})  {path}"
+    )
+
+
+def compare(args: argparse.Namespace) -> None:
+    """Write the paired differences of two systems over several seeds: the same clips, the same resampled locations."""
+    runs = [[read_predictions(run / "predictions.csv") for run in side] for side in (args.runs, args.against)]
+    rows, _, class_names = runs[0][0]
+    if any(not other.filename.equals(rows.filename) for side in runs for other, _, _ in side):
+        raise DataError("the runs predicted different clips; predict all of them on the same data.")
+    labels = rows.scene_label.map({name: i for i, name in enumerate(class_names)}).to_numpy()
+    correct = [np.stack([logits.argmax(1) == labels for _, logits, _ in side]) for side in runs]
+    about = json.loads((args.runs[0] / "predictions.json").read_text(encoding="utf-8"))
+    groups = complete_groups(about["device_groups"], rows.source_label.unique(), about["trained_devices"])
+    pooled = (pair.split("=") for pair in args.pool)
+    groups |= {name: members.split(",") for name, members in pooled}
+    units = rows[args.resample].to_numpy()
+    logs = [json.loads((side[0] / "train.json").read_text(encoding="utf-8")) for side in (args.runs, args.against)]
+    differences = paired_differences(*correct, labels, rows.source_label, groups, units)
+    own = accuracy_intervals(correct[0], labels, rows.source_label, groups, units)
+    entry = {
+        "task": "task1_asc",
+        "recipe": logs[0]["recipe"],
+        **comparison_for_record(differences, against=logs[1]["recipe"]),
+        "own_intervals": intervals_for_record(own, args.resample),
+        "dataset": about["dataset"]["name"],
+        "status": status(about["dataset"], logs[0]),
+        "seeds": [len(side) for side in runs],
+        "n_items": len(labels),
+        "pooled": dict(pair.split("=") for pair in args.pool),
+    }
+    name = f"{entry['dataset']}-{entry['recipe']}-vs-{entry['against']}".replace("/", "_").replace(" ", "-").lower()
+    write_json(args.results / f"{name}.json", entry)
+    for key, value in (("macro accuracy", entry["macro_accuracy"]), *entry["groups"].items()):
+        low, high = value["interval"]
+        print(f"{key:>16}: {100 * value['difference']:+.2f} points  [{100 * low:+.2f}, {100 * high:+.2f}]")
+    print(f"wrote {args.results / name}.json")
 
 
 def status(card: dict, log: dict) -> str:
@@ -169,7 +240,9 @@ def status(card: dict, log: dict) -> str:
     return "complete" if card["found"] == card["expected"] else "partial data"
 
 
-def complete_groups(groups: dict[str, list[str]], devices: Sequence[str], trained: Sequence[str]) -> dict[str, list[str]]:
+def complete_groups(
+    groups: dict[str, list[str]], devices: Sequence[str], trained: Sequence[str]
+) -> dict[str, list[str]]:
     """Return the groups, with devices that none of them names added to `seen` or `unseen` by whether they trained."""
     named = {device for members in groups.values() for device in members}
     groups = {name: list(members) for name, members in groups.items()}
@@ -192,11 +265,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     predicting.add_argument("--device", default="auto")
     scoring.add_argument("--results", type=Path, required=True, help="folder the result JSON goes to")
     scoring.add_argument("--against", type=Path, help="run of the general model, for the paired difference")
-    scoring.add_argument("--resample", default="identifier", choices=META_COLUMNS,
-                         help="what the interval resamples: locations (identifier); clips are not independent")
+    scoring.add_argument(
+        "--resample",
+        default="identifier",
+        choices=META_COLUMNS,
+        help="what the interval resamples: locations (identifier); clips are not independent",
+    )
+    comparing = parts.add_parser("compare")
+    comparing.add_argument(
+        "--runs", type=Path, nargs="+", required=True, help="run folders of one system, one per seed"
+    )
+    comparing.add_argument("--against", type=Path, nargs="+", required=True, help="run folders of the other system")
+    comparing.add_argument("--results", type=Path, required=True, help="folder the comparison goes to")
+    comparing.add_argument("--resample", default="identifier", choices=META_COLUMNS)
+    comparing.add_argument("--pool", nargs="*", default=[], metavar="NAME=a,b", help="more groups of devices")
     args, overrides = parser.parse_known_args(argv)
+    if overrides and args.what != "predict":
+        parser.error(f"unknown arguments: {' '.join(overrides)}")
     try:
-        predict(args, overrides) if args.what == "predict" else score(args)
+        {"predict": lambda: predict(args, overrides), "score": lambda: score(args), "compare": lambda: compare(args)}[
+            args.what
+        ]()
     except (ValueError, OSError) as error:
         sys.exit(str(error))
 

@@ -117,8 +117,8 @@ def predict(
 ) -> tuple[list[Tensor], list[str]]:
     """Return (logits (K,) of every file in the order given, class order).
 
-    Clips that share a network run as one batch. A GPU computes in fp16; a CPU, which is slow in that, computes
-    in float32 from the fp16 weights and log mel.
+    Clips that share a network run as one batch. A GPU computes in fp16, a CPU (slow in fp16) in float32 from
+    the fp16 weights and log mel.
     """
     on_gpu = use_cuda and torch.cuda.is_available()
     dtype = torch.float16 if on_gpu else torch.float32

@@ -30,7 +30,9 @@ OUT=${OUT:-$ROOT/runs/task1_asc/$([ -n "$BUILTIN" ] && echo builtin || basename 
 if ((STAGE >= 6)); then STOP_STAGE=6; fi
 
 config_file() { if [ -f "$1" ]; then echo "$1"; else echo "$ROOT/task1_asc/configs/${1%.yaml}.yaml"; fi; }
-run_folder() { local name=${1%.yaml}; [ ! -f "$1" ] || name=$(basename "$name"); echo "$OUT/$name${SMOKE:+-smoke}/seed$seed"; }
+# One folder per config, variant and seed: a run with overrides stands beside the plain one.
+VARIANT=${SMOKE:+-smoke}$(printf '+%s' "${OVERRIDES[@]+"${OVERRIDES[@]#--}"}" | tr ' /' '__')
+run_folder() { local name=${1%.yaml}; [ ! -f "$1" ] || name=$(basename "$name"); echo "$OUT/$name${VARIANT%+}/seed$seed"; }
 config_key() { "$PY" -m common.config hash "$1" ${SMOKE:+--overlay "$ROOT/task1_asc/configs/smoke.yaml"} --salt "$DATA $2 ${OVERRIDES[*]-}"; }
 
 FILE=$(config_file "$CONFIG")
@@ -55,7 +57,7 @@ train_and_score() {
   local file run
   file=$(config_file "$1") run=$(run_folder "$1")
   STAMPS=$run/stamps STAGE_FOR="$1, seed $seed"
-  STAGE_KEY=$(config_key "$file" "$( [ -z "${4-}" ] || sha256sum <"$4/weights.pt" 2>/dev/null || true)")
+  STAGE_KEY=$(config_key "$file" "$(cat "$DATA"/meta.csv "$DATA"/split_setup/*.csv ${4:+"$4/weights.pt"} 2>/dev/null | cksum)")
   stage "$2" "$3" "$PY" -m task1_asc.train --config "$file" "${INPUT[@]}" --run "$run" --seed "$seed" \
     --device "$DEVICE" --devices "$DEVICES" ${4:+--init "$4/weights.pt"} ${FORCE:+--force} "${GIVEN[@]}"
   stage 4 predict "$PY" -m task1_asc.evaluate predict --run "$run" "${INPUT[@]}" --device "$DEVICE"

@@ -86,11 +86,12 @@ def write_meta(package: Path, systems: list[System], found: dict[str, dict], met
 def description(system: System) -> dict:
     """Return what the run's config says about a system; a fine-tuned one had its base's augmentation too."""
     stages = [system.config["augment"]]
-    if system.config["base"]:
-        stages.append(load_config(CONFIGS / f"{system.config['base']}.yaml")[1]["augment"])
-    used = [name for key, name in AUGMENTATIONS.items() if any(stage[key] for stage in stages)]
+    base = CONFIGS / f"{system.config['base']}.yaml"
+    if base.is_file():
+        stages.append(load_config(base)[1]["augment"])
+    used = [name for key, name in AUGMENTATIONS.items() if any(stage.get(key) for stage in stages)]
     own = f"networks of their own for {', '.join(system.devices)}, " if system.devices else ""
-    rate = system.config["front_end"]["init_args"]["sample_rate"]
+    rate = system.config["front_end"].get("init_args", {}).get("sample_rate", system.clip_format.sample_rate)
     return {
         "input_sampling_rate": f"{rate / 1000:g} kHz",
         "acoustic_features": "log-mel energies",

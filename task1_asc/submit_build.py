@@ -88,19 +88,19 @@ def read_system(run: Path, name: str, title: str | None, data: SceneData) -> Sys
         SubmissionError, DataError: no predictions, of another split or other weights, or of other classes.
     """
     weights, about_file, trained = (run / file for file in ("weights.pt", "predictions.json", "train.json"))
-    if missing := [file.name for file in (weights, about_file) if not file.is_file()]:
+    if not about_file.is_file():
         raise SubmissionError(
-            f"{run}: {missing[0]} is missing; train, then run `python -m task1_asc.evaluate predict`."
+            f"{run}: predictions.json is missing; train, then run `python -m task1_asc.evaluate predict`."
         )
     about = json.loads(about_file.read_text(encoding="utf-8"))
     if about["split"] != "test":
         raise SubmissionError(
             f"{run}: its predictions are of {about['split']}; predict the test split again."
         )
-    if sha256(weights) != about["weights"]["sha256"]:
+    if not weights.is_file() or sha256(weights) != about["weights"]["sha256"]:
         raise SubmissionError(
             f"{run}: predictions.csv was not made with the weights.pt that is there now; predict again, or "
-            f"put the file it was made with ({about['weights']['file']}) there."
+            f"put the file it was made with ({about['weights']['file']}) there under that name."
         )
     rows, logits, class_names = read_predictions(run / "predictions.csv")
     if class_names != data.class_names:

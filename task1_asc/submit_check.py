@@ -128,8 +128,8 @@ def check_test_split(logits_file: Path, accuracy_file: Path, system: System) -> 
     if (difference > allowed).any():
         worst = int(difference.argmax())
         raise SubmissionError(
-            f"{system.name}: {int((difference > allowed).sum())} of {len(logits)} clips have other logits than "
-            f"in predictions.csv of {system.run}, {system.rows.filename[worst]} by {difference[worst]:.3g} "
+            f"{system.name}: {int((difference > allowed).sum())} of {len(logits)} clips have other logits "
+            f"than in predictions.csv of {system.run}, {system.rows.filename[worst]} by {difference[worst]:.3g} "
             f"(allowed: {allowed:.2g}); {both}. The package holds other weights or settings: build it again."
         )
     written = json.loads(accuracy_file.read_text(encoding="utf-8"))
@@ -159,11 +159,11 @@ def check_output(path: Path, evaluation: Path, system: System) -> None:
             "order; restore evaluate_submission.py."
         )
     probabilities = table[system.class_names].to_numpy()
-    sums = probabilities.sum(1)
-    if not (np.isfinite(probabilities).all() and (np.abs(sums - 1) < 1e-3).all()):
+    whole = np.abs(probabilities.sum(1) - 1) < 1e-3  # False for NaN
+    if not whole.all():
         raise SubmissionError(
             f"{system.name}: output.csv has probabilities that do not add up to 1, the first for "
-            f"{table.filename[int(np.nanargmax(np.abs(sums - 1)))]}; are there NaN among the weights?"
+            f"{table.filename[int(whole.argmin())]}; are there NaN among the weights?"
         )
     chosen = probabilities[
         np.arange(len(table)), [system.class_names.index(label) for label in table.scene_label]

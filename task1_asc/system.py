@@ -2,6 +2,7 @@
 
 Flow: batch → roll, impulse responses → **front end with masks** → Freq-MixStyle, mixup → network → cross entropy.
 """
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -88,5 +89,7 @@ class SceneSystem(TrainingSystem):
 
     def validation_scores(self, batch: dict) -> dict[str, Tensor]:
         logits = self._logits(self.front_end(self.waveforms(batch)))
-        return {"loss": F.cross_entropy(logits, batch["label"], reduction="none"),
-                "accuracy": (logits.argmax(1) == batch["label"]).float()}
+        return {
+            "loss": F.cross_entropy(logits, batch["label"], reduction="none"),
+            "accuracy": (logits.argmax(1) == batch["label"]).float(),
+        }

@@ -2,9 +2,10 @@
 
 Flow: config + data folder → clips → **training** → weights.pt (published key layout), history.json in the run folder.
 Run:  python -m task1_asc.train --config task1_asc/configs/dcase2025/general.yaml --data FOLDER --run RUN --seed 0
-      python -m task1_asc.train --config task1_asc/configs/dcase2025/device_specific.yaml … --init RUN_OF_BASE/weights.pt
+      python -m task1_asc.train --config task1_asc/configs/dcase2025/device_specific.yaml … --init BASE_RUN/weights.pt
 Killed at any moment, the same command goes on; a resumed CPU run ends with the same weights, bit for bit.
 """
+
 import argparse
 import shutil
 import time
@@ -16,11 +17,12 @@ import torch
 from torch import nn
 
 from common.config import ConfigError, dump_yaml, split_overrides
+from common.data.manifest import manifest_hash
 from common.files import sha256, write_atomically, write_json, write_text
 from common.results.records import environment
 from common.training.distributed import process_rank
 from common.training.loop import Hardware, fit
-from task1_asc.config import Task1Config, load_config
+from task1_asc.config import CONFIGS, Task1Config, load_config
 from task1_asc.data import Clips, dataset_card, hold_out, load_clips, open_data
 from task1_asc.model import DeviceModels
 from task1_asc.system import SceneSystem
@@ -59,8 +61,10 @@ def train_devices(job: Job, init: Path) -> dict:
     trained_on = set(job.clips.devices)
     devices = config.finetune.devices or sorted(trained_on)
     if absent := sorted(set(devices) - trained_on):
-        raise ConfigError(f"finetune.devices: no training clips of {', '.join(absent)}; there are clips of "
-                          f"{', '.join(sorted(trained_on))}.")
+        raise ConfigError(
+            f"finetune.devices: no training clips of {', '.join(absent)}; there are clips of "
+            f"{', '.join(sorted(trained_on))}."
+        )
     container, log = DeviceModels(base, devices), {"devices": {}}
     for device in devices:
         network = container.get_model_for_device(device)
@@ -115,7 +119,9 @@ def keep_better(container: DeviceModels, device: str, held: Clips, config: Task1
     from task1_asc.evaluate import predict_logits
 
     if not len(held):
-        raise ConfigError(f"finetune.keep_base=holdout: no hold-out clips of device {device}; raise data.holdout_fraction.")
+        raise ConfigError(
+            f"finetune.keep_base=holdout: no hold-out clips of device {device}; raise data.holdout_fraction."
+        )
     accuracy = {}
     for name, network in (("base", container.base_model), ("fine_tuned", container.get_model_for_device(device))):
         logits = predict_logits(network, config.front_end(), held, config.test_precision)
@@ -123,18 +129,27 @@ def keep_better(container: DeviceModels, device: str, held: Clips, config: Task1
     kept = accuracy["fine_tuned"] <= accuracy["base"]
     if kept:
         container.device_models[device].load_state_dict(container.base_model.state_dict())
-    print(f"device {device}: hold-out accuracy {accuracy['base']:.3f} before, {accuracy['fine_tuned']:.3f} after fine-tuning; "
-          f"{'general model kept' if kept else 'fine-tuned model kept'}", flush=True)
+    print(
+        f"device {device}: hold-out accuracy {accuracy['base']:.3f} before, {accuracy['fine_tuned']:.3f} after; "
+        f"{'general model kept' if kept else 'fine-tuned model kept'}",
+        flush=True,
+    )
     return {"holdout_accuracy": accuracy, "kept_base": kept, "n_holdout": len(held)}
 
 
 def claim_run(run: Path, resolved: dict, where: dict) -> None:
-    """Write the config into the run folder, or refuse a folder that another config was trained in."""
+    """Write the config into the run folder, or refuse a folder that another config was trained in.
+
+    A run that ended before its first checkpoint (a wrong path, say) has trained nothing and claims nothing.
+    """
     known = run / "config.yaml"
     content = dump_yaml({"config": resolved, "run": where})
-    if known.is_file() and known.read_text(encoding="utf-8") != content:
-        raise ConfigError(f"{run}: holds a run of another config, seed or data folder (see {known.name} there); give another "
-                          "--out, or --force to start over.")
+    trained = any((run / part).exists() for part in ("weights.pt", "network.pt", "last.ckpt", "devices"))
+    if trained and known.is_file() and known.read_text(encoding="utf-8") != content:
+        raise ConfigError(
+            f"{run}: holds a run of another config, seed, initial weights or data (see {known.name} there); give another "
+            "--out, or --force to start over."
+        )
     if process_rank() == 0:
         write_text(known, content)
 
@@ -169,36 +184,45 @@ def main(argv: Sequence[str] | None = None) -> None:
 def run_training(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     config, resolved = load_config(args.config, overrides, args.smoke)
     if bool(config.base) != bool(args.init):
-        raise ConfigError(f"{args.config}: has {'' if config.base else 'no '}`base`, so --init is "
-                          f"{'needed: the weights of ' + config.base if config.base else 'not used'}.")
+        raise ConfigError(
+            f"{args.config}: has {'' if config.base else 'no '}`base`, so --init is "
+            f"{'needed: the weights of ' + config.base if config.base else 'not used'}."
+        )
     if args.force and process_rank() == 0:
         clear_run(args.run)
-    where = {"data": str(args.data.resolve()), "seed": args.seed, "init": sha256(args.init) if args.init else None}
-    claim_run(args.run, resolved, where)
-    if (args.run / "weights.pt").is_file() and (args.run / "train.json").is_file():
-        print(f"{args.run}: trained before")
-        return
     started = time.monotonic()
     data = open_data(args.data)
     clips = load_clips(data, f"split{config.data.subset}", config.data, args.cache)
+    claim_run(args.run, resolved, {
+        "data": str(args.data.resolve()), "training_clips": manifest_hash(clips.rows), "seed": args.seed,
+        "init": sha256(args.init) if args.init else None})  # fmt: skip
+    if (args.run / "weights.pt").is_file() and (args.run / "train.json").is_file():
+        print(f"{args.run}: trained before")
+        return
     held = hold_out(clips.rows, config.data.holdout_fraction)
     hardware = Hardware(args.device, args.devices, args.nodes)
     held_clips = clips.select(held, resident=False)  # only the clips that train are kept on the device
     job = Job(config, data.class_names, clips.select(~held), held_clips, args.run, args.seed, hardware)
     log = train_devices(job, args.init) if config.base else train_general(job)
     if process_rank() == 0:
-        log |= {"seed": args.seed, "recipe": recipe_name(args.config, overrides), "smoke": args.smoke, "config": resolved,
-                "trained_devices": sorted(set(clips.devices)), "dataset": dataset_card(data, config.data, {"train": clips}),
-                "training": environment(time.monotonic() - started)}
+        log |= {
+            "seed": args.seed,
+            "recipe": recipe_name(args.config, overrides),
+            "smoke": args.smoke,
+            "config": resolved,
+            "trained_devices": sorted(set(clips.devices)),
+            "dataset": dataset_card(data, config.data, {"train": clips}),
+            "training": environment(time.monotonic() - started),
+        }
         write_json(args.run / "train.json", log)
         print(f"wrote {args.run / 'weights.pt'}")
 
 
 def recipe_name(config: Path, overrides: Sequence[str]) -> str:
-    """dcase2025/general for …/configs/dcase2025/general.yaml; the file's name for a config elsewhere. Overrides are part of
-    the name: a changed recipe is not the published one."""
-    parts = config.resolve().with_suffix("").parts
-    name = "/".join(parts[len(parts) - parts[::-1].index("configs"):]) if "configs" in parts else parts[-1]
+    """dcase2025/general for task1_asc/configs/dcase2025/general.yaml; the file's name for a config elsewhere. Overrides are part
+    of the name: a changed recipe is not the published one."""
+    path = config.resolve().with_suffix("")
+    name = path.relative_to(CONFIGS).as_posix() if path.is_relative_to(CONFIGS) else path.name
     return name + "".join(f"+{key}={value}" for key, value in split_overrides(overrides))
 
 

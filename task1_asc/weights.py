@@ -3,6 +3,7 @@
 A file of ours and a published one are the same to every reader: {"state_dict": {"model.in_c…"}} for a general model,
 {"state_dict": {"multi_device_model.base_model…", "multi_device_model.device_models.<device>…"}} for a container.
 """
+
 from pathlib import Path
 
 import torch
@@ -33,8 +34,10 @@ def load_network(path: Path, config: Task1Config, class_names: list[str]) -> nn.
     state = load_state_dict_file(path)  # first: it says in a sentence why a file cannot be read
     found = read_class_names(path)
     if found is not None and found != class_names:
-        raise WeightsError(f"{path}: trained for the classes {found}, the data have {class_names}; use weights trained on "
-                           "these classes.")
+        raise WeightsError(
+            f"{path}: trained for the classes {found}, the data have {class_names}; use weights trained on "
+            "these classes."
+        )
     network = config.model(len(class_names))
     devices = container_devices(state)
     if devices:

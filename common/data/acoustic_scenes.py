@@ -63,12 +63,12 @@ def passing(now: Rng, n_samples: int, rate_hz: float, min_width_s: float, max_wi
 def airport(place: Rng, now: Rng, n_samples: int) -> np.ndarray:
     """Suitcases that roll over floor joints, chimes, voices in a large hall."""
     t60_s, joint_hz = place.uniform(1.6, 2.8), place.uniform(11, 17)
-    layer = gain(now.uniform(-12, -2)) * voices(now, n_samples, 3)
+    layer = gain(now.uniform(-14, -5)) * voices(now, n_samples, 3)
     rolling, joint_tone_hz = np.zeros(n_samples), now.uniform(300, 2000)
     for start in synth.steady_starts(now, n_samples, 1 / (joint_hz * now.uniform(0.85, 1.15)), 0.06):
         add_at(rolling, synth.knock(now, joint_tone_hz, 0.012, 0.2), start)
     rolling += 0.25 * synth.band_noise(now, n_samples, 300, now.uniform(2500, 5000))
-    layer += gain(now.uniform(-2, 7)) * rolling * passing(now, n_samples, 0.5, 0.5, 1.5)
+    layer += gain(now.uniform(1, 8)) * rolling * passing(now, n_samples, 0.5, 0.5, 1.5)
     if now.uniform() < 0.5:
         first_hz = now.uniform(450, 900)
         for index, start in enumerate(synth.steady_starts(now, n_samples, now.uniform(0.35, 0.5), 0.0)):
@@ -135,8 +135,8 @@ def park(place: Rng, now: Rng, n_samples: int) -> np.ndarray:
     for _ in range(2):
         centre_hz, depth = place.uniform(1800, 5500), place.uniform(0.1, 0.5)
         note_s, gap_s = place.uniform(0.05, 0.12), place.uniform(0.07, 0.16)
-        for start in synth.random_starts(now, n_samples, now.uniform(0.6, 2.5)):
-            level, turns = gain(now.uniform(-5, 5)), now.choice((-1, 1), 3)
+        for start in synth.random_starts(now, n_samples, now.uniform(0.9, 2.5)):
+            level, turns = gain(now.uniform(-2, 7)), now.choice((-1, 1), 3)
             for note in range(now.integers(2, 6)):
                 chirp = synth.sweep(now, centre_hz * (1 + depth * turns * now.uniform(0.3, 1.0, 3)), note_s)
                 add_at(layer, level * chirp, start + int(note * gap_s * SAMPLE_RATE))
@@ -162,18 +162,19 @@ def footsteps(now: Rng, n_samples: int, n_walkers: int) -> np.ndarray:
 def public_square(place: Rng, now: Rng, n_samples: int) -> np.ndarray:
     """A crowd in the open; bells that strike, wings of pigeons, a fountain."""
     bell_hz, splash_rate_hz = place.uniform(350, 1000), place.uniform(30, 70)
-    layer = gain(now.uniform(-9, -1)) * voices(now, n_samples, 4)
-    if now.uniform() < 0.7:
+    layer = gain(now.uniform(-5, 3)) * voices(now, n_samples, 4)
+    kinds = now.permutation(("bells", "wings", "fountain"))[: now.integers(1, 4)]
+    if "bells" in kinds:
         for start in synth.steady_starts(now, n_samples, now.uniform(0.7, 1.1), 0.02):
-            add_at(layer, gain(4) * synth.knock(now, bell_hz, 0.25, 1.0), start)
-    if now.uniform() < 0.6:
+            add_at(layer, gain(5) * synth.knock(now, bell_hz, 0.25, 1.0), start)
+    if "wings" in kinds:
         flap_samples = int(SAMPLE_RATE / now.uniform(7, 10))
-        for start in synth.random_starts(now, n_samples, 0.8):
+        for start in synth.random_starts(now, n_samples, 1.2):
             for beat in range(now.integers(4, 9)):
-                flap = synth.knock(now, 900, 0.025, 0.0) * gain(now.uniform(-2, 2))
+                flap = synth.knock(now, 900, 0.025, 0.0) * gain(now.uniform(-1, 5))
                 add_at(layer, flap, start + beat * flap_samples)
-    if now.uniform() < 0.5:
-        level, lows_hz = gain(now.uniform(-10, -4)), now.uniform(600, 2500, 8)
+    if "fountain" in kinds:
+        level, lows_hz = gain(now.uniform(-6, 0)), now.uniform(600, 2500, 8)
         drops = [level * synth.sweep(now, (low_hz, low_hz * 1.5), 0.03) for low_hz in lows_hz]
         for start in synth.random_starts(now, n_samples, splash_rate_hz):
             add_at(layer, drops[now.integers(8)] * now.uniform(0.3, 1.0), start)
@@ -184,7 +185,7 @@ def shopping_mall(place: Rng, now: Rng, n_samples: int) -> np.ndarray:
     """Background music with a beat and chords, voices, a moderate room."""
     t60_s, beat_s = place.uniform(0.7, 1.3), place.uniform(0.24, 0.36)
     root_hz = 55 * 2 ** (place.integers(24, 40) / 12)
-    layer = gain(now.uniform(-9, 0)) * voices(now, n_samples, 3)
+    layer = gain(now.uniform(-12, -3)) * voices(now, n_samples, 3)
     music, time_s = np.zeros(n_samples), np.arange(int(1.2 * beat_s * SAMPLE_RATE)) / SAMPLE_RATE
     pluck = np.exp(-8 * time_s) * np.minimum(1.0, time_s / 0.008) * (1 - time_s / time_s[-1])
     for index, start in enumerate(synth.steady_starts(now, n_samples, beat_s, 0.0)):
@@ -193,15 +194,15 @@ def shopping_mall(place: Rng, now: Rng, n_samples: int) -> np.ndarray:
             add_at(music, pluck * synth.harmonic_tone(now, pitch_hz, (1, 0.6, 0.4, 0.25, 0.15)), start)
         if index % 2:
             add_at(music, synth.knock(now, 6000, 0.02, 0.0), start)
-    return synth.reverberate(now, layer + gain(now.uniform(-4, 4)) * music, t60_s, -1.0)
+    return synth.reverberate(now, layer + gain(now.uniform(1, 8)) * music, t60_s, -1.0)
 
 
 def street_pedestrian(place: Rng, now: Rng, n_samples: int) -> np.ndarray:
     """Footsteps of several people and one or two near voices; a far vehicle at times."""
-    layer = gain(now.uniform(0, 8)) * footsteps(now, n_samples, now.integers(2, 4))
+    layer = gain(now.uniform(3, 10)) * footsteps(now, n_samples, now.integers(2, 4))
     layer += gain(now.uniform(-6, 3)) * voices(now, n_samples, now.integers(1, 3), place.uniform(0.2, 0.5))
     if now.uniform() < 0.5:
-        layer += gain(now.uniform(-6, 2)) * vehicle(now, n_samples)
+        layer += gain(now.uniform(-9, -2)) * vehicle(now, n_samples)
     return layer
 
 
@@ -251,7 +252,7 @@ def tram(place: Rng, now: Rng, n_samples: int) -> np.ndarray:
 def recolour(now: Rng, sound: np.ndarray) -> np.ndarray:
     """Give a recording (T,) an own spectral tilt, two broad bumps or dips, a level of -38 to -22 dBFS."""
     curve_hz = 62.5 * 2.0 ** np.arange(0, 8.5, 0.5)
-    curve_db = now.uniform(-3, 3) * np.log2(curve_hz / 1000)
+    curve_db = now.uniform(-2.5, 2.5) * np.log2(curve_hz / 1000)
     for _ in range(2):
         distance = np.log2(curve_hz / (62.5 * 2 ** now.uniform(0, 8)))
         curve_db += now.uniform(-9, 9) * np.exp(-(distance**2))

@@ -86,9 +86,7 @@ class Recording:
 
 def plan_recordings(options: SceneOptions) -> list[Recording]:
     """Return every recording of the data set, training first; no location is in both parts."""
-    members = [
-        ("train", scene, devices, rank) for scene in SCENES for devices, rank in _train_class(scene, options)
-    ]
+    members = [("train", scene, devices, rank) for scene in SCENES for devices, rank in _train_class(scene, options)]
     n_test = options.test_recordings_per_class
     members += [("test", scene, tuple(DEVICES), None) for scene in SCENES for _ in range(n_test)]
     rng = name_rng(options.seed, "names")
@@ -105,9 +103,7 @@ def plan_recordings(options: SceneOptions) -> list[Recording]:
     return recordings
 
 
-def _places(
-    rng: np.random.Generator, n_places: int, new_location: Iterator[int]
-) -> Iterator[tuple[str, int]]:
+def _places(rng: np.random.Generator, n_places: int, new_location: Iterator[int]) -> Iterator[tuple[str, int]]:
     first_city = int(rng.integers(len(CITIES)))
     for index in range(n_places):
         yield CITIES[(first_city + index) % len(CITIES)], next(new_location)

@@ -64,21 +64,15 @@ def make_scene_dataset(
     (root / "audio").mkdir(parents=True, exist_ok=True)
     with _locked(root):
         _claim(root, card)
-        jobs = [
-            (root, options, recording) for recording in recordings if not _is_done(root, options, recording)
-        ]
+        jobs = [(root, options, recording) for recording in recordings if not _is_done(root, options, recording)]
         n_clips = sum(len(recording.clips(n_snippets)) for _, _, recording in jobs)
-        with tqdm(
-            total=n_clips, desc=card["name"], unit="clip", mininterval=1, disable=not (progress and jobs)
-        ) as bar:
+        with tqdm(total=n_clips, desc=card["name"], unit="clip", mininterval=1, disable=not (progress and jobs)) as bar:
             for n_done in _work(render_recording, jobs, n_processes or len(os.sched_getaffinity(0))):
                 bar.update(n_done)
-        for part in (root / "audio").glob(".*.tmp"):  # of a call that was killed; the lock says nobody writes now
+        for part in (root / "audio").glob(".*.tmp"):  # of a killed call: the lock says nobody writes
             part.unlink()
         card["counts"] = _write_tables(root, options, recordings)
-        card["note"] = (
-            "Procedural sounds and simulated devices; scores are not comparable with published ones."
-        )
+        card["note"] = "Procedural sounds and simulated devices; scores are not comparable with published ones."
         write_json(root / "dataset.json", card)
         (root / "generating.json").unlink(missing_ok=True)
     return card
@@ -172,9 +166,7 @@ def _work(render: Callable[..., int], jobs: list[tuple], n_processes: int) -> It
     if n_processes <= 1 or len(jobs) < 20:  # starting processes takes longer than a few recordings
         yield from (render(*job) for job in jobs)
         return
-    context = multiprocessing.get_context(
-        "spawn"
-    )  # fork is unsafe once the caller has threads, and torch has
+    context = multiprocessing.get_context("spawn")  # fork is unsafe once the caller has threads, and torch has
     with ProcessPoolExecutor(min(n_processes, len(jobs)), context, initializer=_end_with_parent) as pool:
         yield from pool.map(render, *zip(*jobs, strict=True), chunksize=4)
 
@@ -189,16 +181,12 @@ GENERATORS: dict[str, Callable[..., dict]] = {"task1_asc": make_scene_dataset}
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m common.data.soundscapes", description="Write the built-in data."
-    )
+    parser = argparse.ArgumentParser(prog="python -m common.data.soundscapes", description="Write the built-in data.")
     tasks = parser.add_subparsers(dest="task", required=True)
     scenes = tasks.add_parser("task1_asc", help="layout of TAU Urban Acoustic Scenes 2022 Mobile")
     scenes.add_argument("root", metavar="OUT", type=Path)
     for name, default in asdict(SceneOptions()).items():
-        scenes.add_argument(
-            f"--{name.replace('_', '-')}", type=int, default=default, help=f"default {default}"
-        )
+        scenes.add_argument(f"--{name.replace('_', '-')}", type=int, default=default, help=f"default {default}")
     scenes.add_argument("--n-processes", type=int, help="default: one for each core")
     options = vars(parser.parse_args(arguments))
     task = options.pop("task")

@@ -59,9 +59,7 @@ def _log_curve(n_fft: int, curve_hz, curve_db) -> np.ndarray:
 def noise(rng: np.random.Generator, n_samples: int, curve_hz, curve_db) -> np.ndarray:
     """Return Gaussian noise (T,), RMS 1, with the spectral envelope of `filter_by_curve`."""
     n_fft = fft.next_fast_len(n_samples, real=True)
-    spectrum = rng.standard_normal(2 * (n_fft // 2 + 1)).view(
-        complex
-    )  # white noise is white in either domain
+    spectrum = rng.standard_normal(2 * (n_fft // 2 + 1)).view(complex)  # white noise is white in either domain
     return unit_rms(fft.irfft(spectrum * gain(_log_curve(n_fft, curve_hz, curve_db)), n_fft)[:n_samples])
 
 
@@ -70,9 +68,7 @@ def band_noise(rng: np.random.Generator, n_samples: int, low_hz: float, high_hz:
     return noise(rng, n_samples, (low_hz / 4, low_hz, high_hz, high_hz * 4), (-60.0, 0.0, 0.0, -60.0))
 
 
-def slow_curve(
-    rng: np.random.Generator, n_samples: int, rate_hz: float, low: float, high: float
-) -> np.ndarray:
+def slow_curve(rng: np.random.Generator, n_samples: int, rate_hz: float, low: float, high: float) -> np.ndarray:
     """Return a random curve (T,) between `low` and `high` with a new corner `rate_hz` times a second."""
     n_corners = int(np.ceil(n_samples / SAMPLE_RATE * rate_hz)) + 2
     corners = (np.arange(n_corners) - rng.uniform()) * SAMPLE_RATE / rate_hz
@@ -110,9 +106,7 @@ def random_starts(rng: np.random.Generator, n_samples: int, rate_hz: float) -> n
     return rng.integers(-lead, n_samples, size=rng.poisson(rate_hz * (n_samples + lead) / SAMPLE_RATE))
 
 
-def steady_starts(
-    rng: np.random.Generator, n_samples: int, period_s: float, jitter: float = 0.05
-) -> np.ndarray:
+def steady_starts(rng: np.random.Generator, n_samples: int, period_s: float, jitter: float = 0.05) -> np.ndarray:
     """Return start samples every `period_s` with a random phase, each moved by about `jitter` periods."""
     n_events = int(n_samples / SAMPLE_RATE / period_s) + 3
     beats = np.arange(n_events) - 1 - rng.uniform() + jitter * rng.standard_normal(n_events)

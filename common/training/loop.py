@@ -1,11 +1,12 @@
 """Run a training: devices, checkpoints, resume, progress.
 
-Flow: system + loaders → **fit** → trained system, history; the run folder holds last.ckpt (written at every epoch's end).
+Flow: system + loaders → **fit** → trained system, history; the run folder holds last.ckpt, written at each epoch's end.
 
 One machine:        python -m task.train … --devices 2
-Several (torchrun): torchrun --nnodes 2 --nproc-per-node 4 --rdzv-endpoint HOST:29500 -m task.train … --devices 4 --nodes 2
+Several (torchrun): torchrun --nnodes 2 --nproc-per-node 4 --rdzv-endpoint HOST:PORT -m task.train … --devices 4 --nodes 2
 SLURM:              srun --ntasks-per-node 4 python -m task.train … --devices 4 --nodes 2
 """
+
 import contextlib
 import logging
 import os
@@ -52,8 +53,16 @@ class EpochLines:
         print(f"epoch {row['epoch']}/{max_epochs}  {values}  {spent:.0f} s, about {left:.0f} s left", flush=True)
 
 
-def fit(system: TrainingSystem, train_loader: DataLoader, holdout_loader: DataLoader | None, optim: OptimConfig,
-        train: TrainConfig, run: Path, seed: int, hardware: Hardware) -> list[dict]:
+def fit(
+    system: TrainingSystem,
+    train_loader: DataLoader,
+    holdout_loader: DataLoader | None,
+    optim: OptimConfig,
+    train: TrainConfig,
+    run: Path,
+    seed: int,
+    hardware: Hardware,
+) -> list[dict]:
     """Train `system` in place to the last epoch; go on from `run`/last.ckpt where there is one.
 
     Returns:
@@ -78,7 +87,9 @@ def fit(system: TrainingSystem, train_loader: DataLoader, holdout_loader: DataLo
 def make_trainer(train: TrainConfig, optim: OptimConfig, run: Path, hardware: Hardware) -> Trainer:
     several = hardware.n_processes > 1
     on_gpu = hardware.accelerator in ("gpu", "cuda") or (hardware.accelerator == "auto" and torch.cuda.is_available())
-    callbacks = [ModelCheckpoint(dirpath=run, filename="last", save_on_train_epoch_end=True, enable_version_counter=False)]
+    callbacks = [
+        ModelCheckpoint(dirpath=run, filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
+    ]
     if train.ema_decay > 0:
         callbacks.append(EMAWeightAveraging(decay=train.ema_decay))
     bar = sys.stderr.isatty()
@@ -86,13 +97,25 @@ def make_trainer(train: TrainConfig, optim: OptimConfig, run: Path, hardware: Ha
         callbacks.append(TQDMProgressBar(refresh_rate=5))
     loggers = [CSVLogger(run, name="", version="log"), TensorBoardLogger(run, name="", version="log")]
     return Trainer(
-        accelerator=hardware.accelerator, devices=hardware.devices, num_nodes=hardware.nodes,
-        strategy="ddp" if several else "auto", sync_batchnorm=several,
+        accelerator=hardware.accelerator,
+        devices=hardware.devices,
+        num_nodes=hardware.nodes,
+        strategy="ddp" if several else "auto",
+        sync_batchnorm=several and on_gpu,
         plugins=[WholeBatchSync()] if several and not on_gpu else None,
-        precision=train.precision, max_epochs=train.epochs, accumulate_grad_batches=train.accumulate,
-        gradient_clip_val=optim.gradient_clip or None, check_val_every_n_epoch=min(train.validate_every, train.epochs),
-        num_sanity_val_steps=0, use_distributed_sampler=False, callbacks=callbacks, logger=loggers,
-        log_every_n_steps=50, enable_progress_bar=bar, enable_model_summary=False, default_root_dir=run,
+        precision=train.precision,
+        max_epochs=train.epochs,
+        accumulate_grad_batches=train.accumulate,
+        gradient_clip_val=optim.gradient_clip or None,
+        check_val_every_n_epoch=min(train.validate_every, train.epochs),
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        callbacks=callbacks,
+        logger=loggers,
+        log_every_n_steps=50,
+        enable_progress_bar=bar,
+        enable_model_summary=False,
+        default_root_dir=run,
     )
 
 
@@ -101,8 +124,17 @@ def quiet_libraries():
     """Lightning's hints on workers, steps and devices are not for the reader of a recipe."""
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     with warnings.catch_warnings():
-        for text in (".*does not have many workers.*", ".*defined a .validation_step.*", ".*lr_scheduler.step.*", ".*Checkpoint directory.*", ".*litlogger.*",
-                     ".*number of training batches.*", ".*sync_dist.*", ".*isinstance.treespec.*", ".*experiment logs directory.*"):
+        for text in (
+            ".*does not have many workers.*",
+            ".*defined a .validation_step.*",
+            ".*lr_scheduler.step.*",
+            ".*Checkpoint directory.*",
+            ".*litlogger.*",
+            ".*number of training batches.*",
+            ".*sync_dist.*",
+            ".*isinstance.treespec.*",
+            ".*experiment logs directory.*",
+        ):
             warnings.filterwarnings("ignore", text)
         for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
             logging.getLogger(name).setLevel(logging.ERROR)

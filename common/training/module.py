@@ -5,6 +5,7 @@ Flow: batch → task system (augment, features, network, losses) → **optimiser
 The module knows no formula of any task. A task hands it a `TrainingSystem`: what is trained, and how a batch becomes
 losses. Everything random gets a generator keyed by (seed, epoch, batch), so resuming repeats bit for bit.
 """
+
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from functools import partial
@@ -79,8 +80,10 @@ class TrainConfig:
 
     def __post_init__(self):
         if self.epochs < 1 or self.accumulate < 1 or self.batch_size % self.accumulate:
-            raise ValueError(f"train.epochs {self.epochs} and accumulate {self.accumulate} must be at least 1 and divide "
-                             f"batch_size {self.batch_size}.")
+            raise ValueError(
+                f"train.epochs {self.epochs} and accumulate {self.accumulate} must be at least 1 and divide "
+                f"batch_size {self.batch_size}."
+            )
 
 
 class TrainingSystem(nn.Module, ABC):
@@ -88,7 +91,7 @@ class TrainingSystem(nn.Module, ABC):
 
     @abstractmethod
     def training_losses(self, batch: dict, rng: np.random.Generator) -> dict[str, Tensor]:
-        """Return a flat dict of scalars with key `loss` (what is minimised): sums over this process's share of the batch
+        """Return a flat dict of scalars with key `loss` (what is minimised): sums over this process's share of a batch
         divided by the clips of the whole batch, so that processes add up to one process."""
 
     def validation_scores(self, batch: dict) -> dict[str, Tensor]:
@@ -127,12 +130,20 @@ class TrainingModule(lightning.LightningModule):
         if config.schedule == "warmup_cosine":
             factor = partial(warmup_cosine, warmup_steps=config.warmup_steps, total_steps=self.total_steps)
         elif config.schedule == "exp_warmup_linear_down":
-            factor = partial(exp_warmup_linear_down, warmup_epochs=config.warmup_epochs, last_value=config.last_value,
-                             rampdown_epochs=config.rampdown_epochs, start_rampdown=config.start_rampdown)
+            factor = partial(
+                exp_warmup_linear_down,
+                warmup_epochs=config.warmup_epochs,
+                last_value=config.last_value,
+                rampdown_epochs=config.rampdown_epochs,
+                start_rampdown=config.start_rampdown,
+            )
         else:
             factor = _constant
         interval = "epoch" if config.schedule == "exp_warmup_linear_down" else "step"
-        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": LambdaLR(optimiser, factor), "interval": interval}}
+        return {
+            "optimizer": optimiser,
+            "lr_scheduler": {"scheduler": LambdaLR(optimiser, factor), "interval": interval},
+        }
 
     def on_train_epoch_start(self):
         self._training = Totals()
@@ -175,8 +186,10 @@ class TrainingModule(lightning.LightningModule):
             if add_counts:
                 torch.distributed.all_reduce(count)
         if not torch.isfinite(values).all():
-            raise FloatingPointError(f"epoch {self.current_epoch + 1}: the loss is not finite; lower optim.lr, or use "
-                                     "train.precision=32-true.")
+            raise FloatingPointError(
+                f"epoch {self.current_epoch + 1}: the loss is not finite; lower optim.lr, or use "
+                "train.precision=32-true."
+            )
         return {name: float(value / count) for name, value in zip(names, values, strict=True)}
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:

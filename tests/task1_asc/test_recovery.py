@@ -1,4 +1,5 @@
 """Training survives kill -9, and several processes give what one gives: on tiny data, through the real commands."""
+
 import json
 import os
 import signal
@@ -13,9 +14,17 @@ import soundfile
 import torch
 
 REPOSITORY = Path(__file__).parents[2]
-GENERAL, DEVICES = (REPOSITORY / "task1_asc/configs/builtin" / name for name in ("general.yaml", "device_specific.yaml"))
-SMALL = ["--data.format.clip_s=0.25", "--train.batch_size=16", "--train.validate_every=1", "--optim.warmup_steps=2",
-         "--model.init_args.base_channels=8", "--data.holdout_fraction=0.25"]
+GENERAL, DEVICES = (
+    REPOSITORY / "task1_asc/configs/builtin" / name for name in ("general.yaml", "device_specific.yaml")
+)
+SMALL = [
+    "--data.format.clip_s=0.25",
+    "--train.batch_size=16",
+    "--train.validate_every=1",
+    "--optim.warmup_steps=2",
+    "--model.init_args.base_channels=8",
+    "--data.holdout_fraction=0.25",
+]
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +48,23 @@ def data(tmp_path_factory) -> Path:
 
 
 def command(config: Path, data: Path, run: Path, *more: str) -> list[str]:
-    return [sys.executable, "-m", "task1_asc.train", "--config", str(config), "--data", str(data), "--cache",
-            str(data / "cache"), "--run", str(run), "--device", "cpu", *SMALL, *more]
+    return [
+        sys.executable,
+        "-m",
+        "task1_asc.train",
+        "--config",
+        str(config),
+        "--data",
+        str(data),
+        "--cache",
+        str(data / "cache"),
+        "--run",
+        str(run),
+        "--device",
+        "cpu",
+        *SMALL,
+        *more,
+    ]
 
 
 def run_to_end(words: list[str]) -> None:
@@ -69,7 +93,9 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 def assert_same(first: dict, second: dict, tolerance: float = 0.0) -> None:
     assert first.keys() == second.keys()
     for name in first:
-        torch.testing.assert_close(first[name], second[name], atol=tolerance, rtol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            first[name], second[name], atol=tolerance, rtol=tolerance, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 @pytest.fixture(scope="module")
@@ -114,5 +140,7 @@ def test_two_processes_give_what_one_gives(data, general, tmp_path):
 
 
 def test_another_config_does_not_go_into_a_used_run_folder(data, general):
-    done = subprocess.run(command(GENERAL, data, general, "--train.epochs=6"), cwd=REPOSITORY, capture_output=True, text=True)
+    done = subprocess.run(
+        command(GENERAL, data, general, "--train.epochs=6"), cwd=REPOSITORY, capture_output=True, text=True
+    )
     assert done.returncode != 0 and "holds a run of another config" in done.stderr and "Traceback" not in done.stderr
