@@ -16,6 +16,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from common.results.compare import Row
+from common.results.series import error_bars, seed_means
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
 HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo")
@@ -25,7 +26,7 @@ DASHES = ("-", "--", "-.", ":")
 def grouped_bars(
     axes: Axes,
     values: Mapping[str, Mapping[str, float]],
-    errors: Mapping[str, Mapping[str, float]] | None = None,
+    errors: Mapping[str, Mapping[str, float | tuple[float, float]]] | None = None,
     x_label: str = "device",
     y_label: str = "accuracy (%)",
 ) -> Axes:
@@ -33,7 +34,7 @@ def grouped_bars(
 
     Args:
         values: series → name on the x axis → height; a missing name leaves a gap, never a bar of height 0.
-        errors: series → name → half-length of the error bar, where there is one.
+        errors: series → name → half-length of the error bar, or its lengths below and above, where there is one.
     """
     names = list(dict.fromkeys(name for heights in values.values() for name in heights))
     width = 0.8 / max(1, len(values))
@@ -50,12 +51,12 @@ def grouped_bars(
             edgecolor="white",
             linewidth=0.5,
         )
-        lengths = [(errors or {}).get(series, {}).get(name) or 0.0 for name in present]
-        if any(lengths):
-            centres = [bar.get_x() + width / 2 for bar in bars]
-            axes.errorbar(
-                centres, [heights[name] for name in present], lengths, fmt="none", ecolor="black", capsize=2
-            )
+        own = (errors or {}).get(series, {})
+        for bar, name in zip(bars, present, strict=True):
+            if own.get(name) is not None:
+                ends = np.broadcast_to(own[name], 2)[:, None]
+                centre = bar.get_x() + width / 2
+                axes.errorbar(centre, bar.get_height(), ends, fmt="none", ecolor="black", elinewidth=1, capsize=2)
     axes.set_xticks(range(len(names)), [name.replace("_", " ") for name in names])
     if sum(map(len, names)) > 40:
         axes.tick_params(axis="x", rotation=45)
@@ -85,6 +86,81 @@ def published_and_measured(axes: Axes, rows: Sequence[Row], x_label: str = "devi
     return grouped_bars(axes, values, errors, x_label)
 
 
+def measured(
+    axes: Axes, systems: Mapping[str, Sequence[Mapping]], family: str = "device_accuracy", x_label: str = "device"
+) -> Axes:
+    """Draw measured accuracies (%) alone: the mean over runs, with the recorded interval or else ± one sd.
+
+    Args:
+        systems: recipe → its records, all on the same data (`common.results.series.runs_by_data`).
+        family: "device_accuracy", "class_accuracy" or "group_accuracy".
+    """
+    values = {recipe: seed_means(runs, family) for recipe, runs in systems.items()}
+    errors = {recipe: error_bars(runs, family) for recipe, runs in systems.items()}
+    return grouped_bars(axes, values, errors, x_label)
+
+
+def forest(
+    axes: Axes,
+    sections: Mapping[str, Mapping[str, tuple[float, float, float]]],
+    x_label: str = "difference (percentage points)",
+) -> Axes:
+    """Draw differences with their intervals, one row each, below the heading of their section.
+
+    A filled marker's interval leaves out 0, a hollow one's does not. About 0.25 inch of height a row reads well.
+
+    Args:
+        sections: heading → label of the row → (difference, low, high).
+    """
+    row, labels = 0, {}
+    for k, (heading, differences) in enumerate(sections.items()):
+        axes.text(0.01, row, heading, transform=axes.get_yaxis_transform(), weight="bold", va="center")
+        for label, (value, low, high) in differences.items():
+            row += 1
+            labels[row], colour = label, COLOURS[k % len(COLOURS)]
+            axes.plot([low, high], [row, row], color=colour, linewidth=1.5)
+            face = "white" if low <= 0 <= high else colour
+            axes.plot(value, row, "o", markerfacecolor=face, markeredgecolor=colour, markersize=6)
+            numbers = f"{value:+.1f}  [{low:+.1f}, {high:+.1f}]"
+            axes.text(1.01, row, numbers, transform=axes.get_yaxis_transform(), va="center", fontsize="small")
+        row += 1
+    axes.axvline(0, color="black", linewidth=0.8, zorder=0)
+    axes.set_yticks(list(labels), labels.values())
+    axes.set_ylim(row - 0.3, -0.7)  # first section at the top
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_xlabel(x_label)
+    return axes
+
+
+def log_mel(
+    axes: Axes,
+    values: np.ndarray,
+    duration_s: float,
+    f_max_hz: float,
+    f_min_hz: float = 0.0,
+    limits: tuple[float, float] | None = None,
+) -> Axes:
+    """Draw a log-mel spectrogram (F, N), HTK bands between the two edges.
+
+    Args:
+        limits: values of the darkest and the brightest colour, so that several images can be compared.
+    """
+    n_mels, (darkest, brightest) = len(values), limits or (None, None)
+    extent = (0, duration_s, -0.5, n_mels - 0.5)
+    axes.imshow(values, origin="lower", aspect="auto", cmap="magma", vmin=darkest, vmax=brightest, extent=extent)
+    ticks_hz = [hz for hz in (500, 1000, 2000, 4000, 8000, 16000) if f_min_hz < hz < f_max_hz]
+    edges = _mel(np.array([f_min_hz, f_max_hz]))
+    bands = (_mel(np.array(ticks_hz)) - edges[0]) / (edges[1] - edges[0]) * (n_mels + 1) - 1
+    axes.set_yticks(bands, [f"{hz / 1000:g}" for hz in ticks_hz])
+    axes.set_xlabel("time (s)")
+    axes.set_ylabel("frequency (kHz)")
+    return axes
+
+
+def _mel(frequency_hz: np.ndarray) -> np.ndarray:
+    return 2595 * np.log10(1 + frequency_hz / 700)
+
+
 def confusion_matrix(axes: Axes, confusion: Sequence[Sequence[int]], class_names: Sequence[str]) -> Axes:
     """Draw which class was taken for which, in per cent of the true class's clips; counts (K, K)."""
     counts = np.asarray(confusion, dtype=float)
@@ -106,25 +182,31 @@ def confusion_matrix(axes: Axes, confusion: Sequence[Sequence[int]], class_names
 
 def learning_curves(
     axes: Axes,
-    histories: Mapping[str, Sequence[Mapping]],
+    systems: Mapping[str, Sequence[Sequence[Mapping]]],
     key: str = "train_loss",
     y_label: str = "training loss (nats)",
 ) -> Axes:
-    """Draw `key` over epochs for each named history; epochs that did not record it are passed over."""
-    for k, (name, history) in enumerate(histories.items()):
-        points = [(entry["epoch"], entry[key]) for entry in history if entry.get(key) is not None]
-        epochs, values = zip(*points, strict=True) if points else ((), ())
-        axes.plot(
-            epochs,
-            values,
-            label=name,
-            color=COLOURS[k % len(COLOURS)],
-            linestyle=DASHES[k % len(DASHES)],
-            marker="o" if len(points) == 1 else None,
-        )
+    """Draw `key` over epochs, a thin line per run and one colour per system.
+
+    Args:
+        systems: name → the history of each of its runs; epochs that did not record `key` are passed over.
+    """
+    for k, (name, histories) in enumerate(systems.items()):
+        for n, history in enumerate(histories):
+            points = [(entry["epoch"], entry[key]) for entry in history if entry.get(key) is not None]
+            epochs, values = zip(*points, strict=True) if points else ((), ())
+            axes.plot(
+                epochs,
+                values,
+                label=None if n else name,  # one entry of the legend for all runs
+                color=COLOURS[k % len(COLOURS)],
+                linestyle=DASHES[k % len(DASHES)],
+                linewidth=1,
+                marker="o" if len(points) == 1 else None,
+            )
     axes.set_xlabel("epoch")
     axes.set_ylabel(y_label)
-    if histories:
+    if systems:
         axes.legend()
     return axes
 

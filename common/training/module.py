@@ -67,7 +67,6 @@ class TrainConfig:
         precision: lightning's name: 32-true, bf16-mixed, 16-mixed.
         validate_every: epochs between two looks at the hold-out (where there is one).
         ema_decay: keep an exponential moving average of the weights and use it in the end; 0 = off.
-        compile: torch.compile the network.
     """
 
     epochs: int = 1
@@ -76,7 +75,6 @@ class TrainConfig:
     precision: str = "32-true"
     validate_every: int = 10
     ema_decay: float = 0.0
-    compile: bool = False
 
     def __post_init__(self):
         if self.epochs < 1 or self.accumulate < 1 or self.batch_size % self.accumulate:

@@ -411,7 +411,7 @@ def test_plots_draw_into_the_axes_given_and_label_them():
     assert len(axes[0, 0].patches) == 9 + 2  # a device that was not measured has no bar
     plots.confusion_matrix(axes[0, 1], [[3, 1], [0, 0]], ["airport", "metro_station"])
     history = [{"epoch": 1, "train_loss": 2.0}, {"epoch": 2}, {"epoch": 3, "train_loss": 1.0}]
-    plots.learning_curves(axes[1, 0], {"seed 0": history, "seed 1": []})
+    plots.learning_curves(axes[1, 0], {"general": [history, []]})
     assert list(axes[1, 0].lines[0].get_xdata()) == [1, 3]
     plots.complexity(axes[1, 1], {"CP-Mobile": {"macs": 29_419_156, "bytes": 122_296}})
     for one in axes.flat:

@@ -1,5 +1,6 @@
 """A small data set in the TAU layout, written clip by clip."""
 
+import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -19,6 +20,13 @@ def write_table(path: Path, columns: str, rows: Sequence[Sequence[str]], separat
     lines = [columns.split(), *rows]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(separator.join(line) + "\n" for line in lines))
+
+
+def write_clip(path: Path, waveform: np.ndarray, sample_rate: int = SAMPLE_RATE, subtype: str = "PCM_24") -> None:
+    """Write an audio file by way of memory: on a path, soundfile waits for the disk after every file."""
+    memory = io.BytesIO()
+    soundfile.write(memory, waveform, sample_rate, subtype=subtype, format=path.suffix[1:])
+    path.write_bytes(memory.getvalue())
 
 
 def write_tau(
@@ -41,7 +49,7 @@ def write_tau(
                 for device in devices:
                     name = f"audio/{label}-{place}-{len(meta)}-0-{device}.{ending}"
                     clip = 0.1 * np.sin(2 * np.pi * 200 * (k + 1) * time_s) + 0.05 * rng.standard_normal(len(time_s))
-                    soundfile.write(root / name, clip, SAMPLE_RATE, subtype="PCM_24")
+                    write_clip(root / name, clip)
                     meta.append((name, label, place, device))
                     lists[split].append((name, label))
     write_table(root / "meta.csv", "filename scene_label identifier source_label", meta)

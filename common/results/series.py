@@ -1,0 +1,141 @@
+"""What the figures of a notebook show: runs grouped by their data, means over seeds, differences with intervals.
+
+Flow: result records, results/comparisons/*.json → **series** → plots → notebook.
+
+Accuracies and differences come out in per cent and percentage points. Nothing here fails for lack of files.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from common.results.compare import mean_bounds, standard_deviation, why_not_comparable
+
+GAP = "a-unseen"
+
+
+class Difference(NamedTuple):
+    """A difference and the ends of its 95 % interval, percentage points."""
+
+    value: float
+    low: float
+    high: float
+
+
+def runs_by_data(records: Sequence[Mapping], split: str = "test") -> dict[str, dict[str, list[Mapping]]]:
+    """Return title of the data → recipe → its runs by seed; general models stand before those that start from one.
+
+    The title of any data but the published says so: "device_scenes (other data)". Of several configurations
+    of one recipe the newest counts.
+    """
+    found: dict[str, dict[str, list[Mapping]]] = {}
+    for record in records:
+        if record["split"] == split:
+            found.setdefault(data_title(record), {}).setdefault(record["recipe"], []).append(record)
+    for systems in found.values():
+        for recipe in sorted(systems, key=lambda recipe: (bool(systems[recipe][-1]["config"].get("base")), recipe)):
+            runs = systems.pop(recipe)  # and back in at the end: the loop leaves them in its order
+            newest = max(runs, key=lambda record: record["created"])["config_sha256"]
+            systems[recipe] = sorted((r for r in runs if r["config_sha256"] == newest), key=lambda r: r["seed"])
+    return dict(sorted(found.items()))
+
+
+def data_title(record: Mapping) -> str:
+    """Return the data a record was measured on, with the reason in brackets if no published number fits it."""
+    reason = why_not_comparable(record)
+    if reason is None:
+        return record["dataset"]["name"]
+    names = dict.fromkeys(name for name in (record["dataset"]["name"], record["status"]) if name != reason)
+    return f"{', '.join(names)} ({reason})"
+
+
+def seed_means(runs: Sequence[Mapping], family: str) -> dict[str, float]:
+    """Return part → mean over runs (%), for a family of metrics such as "device_accuracy"."""
+    return {part: float(np.mean(values)) for part, values in _values(runs, family).items()}
+
+
+def error_bars(runs: Sequence[Mapping], family: str) -> dict[str, tuple[float, float]]:
+    """Return part → lengths below and above the mean: the recorded interval, else ± one sd over the runs, if any."""
+    errors = {}
+    for part, values in _values(runs, family).items():
+        interval, sd = mean_bounds(runs, f"{family}/{part}"), standard_deviation(values)
+        if interval is not None:
+            errors[part] = (float(np.mean(values)) - interval[0], interval[1] - float(np.mean(values)))
+        elif sd is not None:
+            errors[part] = (sd, sd)
+    return errors
+
+
+def _values(runs: Sequence[Mapping], family: str) -> dict[str, list[float]]:
+    values: dict[str, list[float]] = {}
+    for run in runs:
+        for part, value in run["metrics"].get(family, {}).items():
+            values.setdefault(part, []).append(100 * value)
+    return values
+
+
+def histories(systems: Mapping[str, Sequence[Mapping]]) -> dict[str, list[Sequence[Mapping]]]:
+    """Return recipe → one training history per run, of the recipes that recorded any."""
+    found = {recipe: [run["history"] for run in runs if run.get("history")] for recipe, runs in systems.items()}
+    return {recipe: runs for recipe, runs in found.items() if runs}
+
+
+def device_histories(systems: Mapping[str, Sequence[Mapping]]) -> dict[str, list[Sequence[Mapping]]]:
+    """Return device → one history of its fine-tuning per run, over all recipes that fine-tuned for devices."""
+    found: dict[str, list[Sequence[Mapping]]] = {}
+    for run in (run for runs in systems.values() for run in runs):
+        for device, log in (run.get("devices") or {}).items():
+            found.setdefault(device, []).append(log["history"])
+    return found
+
+
+def read_comparisons(folder: str | Path, task: str) -> tuple[list[dict], list[str]]:
+    """Return the comparisons of a task (`python -m <task>.evaluate compare`), and a sentence per unusable file."""
+    found, problems = [], []
+    for path in sorted(Path(folder).glob("*.json")):
+        try:
+            comparison = json.loads(path.read_text(encoding="utf-8"))
+            if comparison["task"] == task:
+                comparison_title(comparison), comparison_rows(comparison)
+                found.append(comparison)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            problems.append(f"{path.name}: no comparison ({error!r}); make it again with evaluate compare.")
+    return found, problems
+
+
+def comparison_title(comparison: Mapping) -> str:
+    """Return, for example, "device_specific minus general: device_scenes (other data), 3 seeds"."""
+    first, second = (comparison[side].rpartition("/")[2] for side in ("recipe", "against"))
+    data, status = comparison["dataset"], comparison["status"]
+    data = data if status in ("complete", data) else f"{data} ({status})"
+    n_seeds = "/".join(map(str, dict.fromkeys(comparison["seeds"])))
+    return f"{first} minus {second}: {data}, {n_seeds} seed{'' if n_seeds == '1' else 's'}"
+
+
+def comparison_rows(comparison: Mapping) -> dict[str, Difference]:
+    """Return label → difference: macro accuracy, groups of devices (`--pool` by their members), single devices."""
+    pooled = comparison.get("pooled", {})
+    rows = {"macro accuracy": comparison["macro_accuracy"]}
+    for name, entry in comparison.get("groups", {}).items():
+        rows[f"devices {pooled[name].replace(',', ', ')}" if name in pooled else f"devices: {name}"] = entry
+    rows |= {f"device {name}": entry for name, entry in comparison.get("device_accuracy", {}).items()}
+    return {label: _points(entry["difference"], entry["interval"]) for label, entry in rows.items()}
+
+
+def gap_rows(systems: Mapping[str, Sequence[Mapping]], name: str = GAP) -> dict[str, Difference]:
+    """Return recipe → the gap its runs recorded (device a minus unseen devices), mean of the runs and intervals."""
+    rows = {}
+    for recipe, runs in systems.items():
+        gaps = [((run.get("intervals") or {}).get("gap") or {}).get(name) for run in runs]
+        if runs and None not in gaps:
+            values, intervals = [gap["difference"] for gap in gaps], [gap["interval"] for gap in gaps]
+            rows[recipe] = _points(np.mean(values), np.mean(intervals, axis=0))
+    return rows
+
+
+def _points(difference: float, interval: Sequence[float]) -> Difference:
+    low, high = interval
+    return Difference(100 * float(difference), 100 * float(low), 100 * float(high))
