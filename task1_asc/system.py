@@ -85,7 +85,10 @@ class SceneSystem(TrainingSystem):
         return self.mixstyle.apply(log_mel, (mix[mine].to(log_mel.device), partner[mine].to(log_mel.device)), partners)
 
     def _logits(self, log_mel: Tensor) -> Tensor:
-        return self.network(log_mel.contiguous(memory_format=torch.channels_last))["logits"].float()
+        weights = next(self.network.parameters())  # double where train.precision is 64-true
+        log_mel = log_mel.to(weights.dtype).contiguous(memory_format=torch.channels_last)
+        logits = self.network(log_mel)["logits"]
+        return logits if logits.dtype == torch.float64 else logits.float()
 
     def validation_scores(self, batch: dict) -> dict[str, Tensor]:
         logits = self._logits(self.front_end(self.waveforms(batch)))

@@ -147,8 +147,8 @@ def claim_run(run: Path, resolved: dict, where: dict) -> None:
     trained = any((run / part).exists() for part in ("weights.pt", "network.pt", "last.ckpt", "devices"))
     if trained and known.is_file() and known.read_text(encoding="utf-8") != content:
         raise ConfigError(
-            f"{run}: holds a run of another config, seed, initial weights or data (see {known.name} there); give another "
-            "--out, or --force to start over."
+            f"{run}: holds a run of another config, seed, initial weights or data (see {known.name} there); give "
+            "another --out, or --force to start over."
         )
     if process_rank() == 0:
         write_text(known, content)
@@ -219,8 +219,10 @@ def run_training(args: argparse.Namespace, overrides: Sequence[str]) -> None:
 
 
 def recipe_name(config: Path, overrides: Sequence[str]) -> str:
-    """dcase2025/general for task1_asc/configs/dcase2025/general.yaml; the file's name for a config elsewhere. Overrides are part
-    of the name: a changed recipe is not the published one."""
+    """dcase2025/general for task1_asc/configs/dcase2025/general.yaml; the file's name for a config elsewhere.
+
+    Overrides are part of the name: a changed recipe is not the published one.
+    """
     path = config.resolve().with_suffix("")
     name = path.relative_to(CONFIGS).as_posix() if path.is_relative_to(CONFIGS) else path.name
     return name + "".join(f"+{key}={value}" for key, value in split_overrides(overrides))

@@ -26,18 +26,20 @@ class Difference(NamedTuple):
 
 
 def runs_by_data(records: Sequence[Mapping], split: str = "test") -> dict[str, dict[str, list[Mapping]]]:
-    """Return title of the data → recipe → its runs by seed; general models stand before those that start from one.
+    """Return title of the data → recipe → its runs by seed.
 
-    The title of any data but the published says so: "device_scenes (other data)". Of several configurations
-    of one recipe the newest counts.
+    General models that others start from stand first, then those others, then all that is left. The title of
+    any data but the published says so: "device_scenes (other data)". Of several configurations of one recipe
+    the newest counts.
     """
     found: dict[str, dict[str, list[Mapping]]] = {}
     for record in records:
         if record["split"] == split:
             found.setdefault(data_title(record), {}).setdefault(record["recipe"], []).append(record)
     for systems in found.values():
-        for recipe in sorted(systems, key=lambda recipe: (bool(systems[recipe][-1]["config"].get("base")), recipe)):
-            runs = systems.pop(recipe)  # and back in at the end: the loop leaves them in its order
+        base = {recipe: runs[-1]["config"].get("base") for recipe, runs in systems.items()}
+        for recipe in sorted(systems, key=lambda name: (name not in base.values(), not base[name], name)):
+            runs = systems.pop(recipe)  # and in again at the end: so the loop's order stays
             newest = max(runs, key=lambda record: record["created"])["config_sha256"]
             systems[recipe] = sorted((r for r in runs if r["config_sha256"] == newest), key=lambda r: r["seed"])
     return dict(sorted(found.items()))
@@ -126,13 +128,13 @@ def comparison_rows(comparison: Mapping) -> dict[str, Difference]:
 
 
 def gap_rows(systems: Mapping[str, Sequence[Mapping]], name: str = GAP) -> dict[str, Difference]:
-    """Return recipe → the gap its runs recorded (device a minus unseen devices), mean of the runs and intervals."""
+    """Return short name of the recipe → the gap that its runs recorded: means of the values and of the intervals."""
     rows = {}
     for recipe, runs in systems.items():
         gaps = [((run.get("intervals") or {}).get("gap") or {}).get(name) for run in runs]
         if runs and None not in gaps:
             values, intervals = [gap["difference"] for gap in gaps], [gap["interval"] for gap in gaps]
-            rows[recipe] = _points(np.mean(values), np.mean(intervals, axis=0))
+            rows[recipe.rpartition("/")[2]] = _points(np.mean(values), np.mean(intervals, axis=0))
     return rows
 
 

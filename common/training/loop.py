@@ -3,7 +3,7 @@
 Flow: system + loaders → **fit** → trained system, history; the run folder holds last.ckpt, written at each epoch's end.
 
 One machine:        python -m task.train … --devices 2
-Several (torchrun): torchrun --nnodes 2 --nproc-per-node 4 --rdzv-endpoint HOST:PORT -m task.train … --devices 4 --nodes 2
+Several machines:   torchrun --nnodes 2 --nproc-per-node 4 --rdzv-endpoint … -m task.train … --devices 4 --nodes 2
 SLURM:              srun --ntasks-per-node 4 python -m task.train … --devices 4 --nodes 2
 """
 

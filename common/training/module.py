@@ -26,7 +26,7 @@ class OptimConfig:
     """Optimiser and learning-rate schedule.
 
     Args:
-        name: adamw or adam (whose weight decay is an L2 term).
+        name: adamw, adam (whose weight decay is an L2 term), or sgd (momentum 0.9).
         lr: largest learning rate.
         weight_decay: on all parameters.
         schedule: `warmup_cosine` per step (warmup_steps), `exp_warmup_linear_down` per epoch, or `constant`.
@@ -52,7 +52,7 @@ class OptimConfig:
                 raise ValueError(f"optim.{key} is {value!r}, expected one of {', '.join(known)}.")
 
 
-OPTIMISERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
+OPTIMISERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": partial(torch.optim.SGD, momentum=0.9)}
 SCHEDULES = ("warmup_cosine", "exp_warmup_linear_down", "constant")
 
 

@@ -126,17 +126,19 @@ def test_killed_in_stage_two_goes_on_bit_for_bit(data, general, tmp_path):
     assert_same(weights(tmp_path / "whole"), weights(tmp_path / "killed"))
 
 
-def test_two_processes_give_what_one_gives(data, general, tmp_path):
-    """Same effective batch, Freq-MixStyle across processes, uneven shares (the hold-out has an odd number of clips)."""
-    more = ("--train.epochs=2", "--augment.mixstyle_p=1.0", "--train.batch_size=15")
+def test_two_processes_give_what_one_gives(data, tmp_path):
+    """Same effective batch, Freq-MixStyle across processes, uneven shares (15 clips a batch, an odd hold-out).
+
+    In double precision: rounding in float32 alone moves gradients of this network by a per cent, and AdamW turns that
+    into whole steps, so that a loose tolerance would hide a real fault.
+    """
+    more = ("--train.epochs=2", "--augment.mixstyle_p=1.0", "--train.batch_size=15", "--train.precision=64-true")
     run_to_end(command(GENERAL, data, tmp_path / "one", *more))
     run_to_end(command(GENERAL, data, tmp_path / "two", *more, "--devices", "2"))
-    assert_same(weights(tmp_path / "one"), weights(tmp_path / "two"), tolerance=2e-4)
+    assert_same(weights(tmp_path / "one"), weights(tmp_path / "two"), tolerance=1e-8)
     one, two = (json.loads((tmp_path / run / "train.json").read_text())["history"] for run in ("one", "two"))
     for row, other in zip(one, two, strict=True):
-        assert row["holdout_accuracy"] == pytest.approx(other["holdout_accuracy"], abs=1e-6)
-        assert row["holdout_loss"] == pytest.approx(other["holdout_loss"], abs=1e-3)
-        assert row["train_loss"] == pytest.approx(other["train_loss"], abs=1e-3)
+        assert row == pytest.approx(other, abs=1e-6)  # hold-out averages too: every clip counted once
 
 
 def test_another_config_does_not_go_into_a_used_run_folder(data, general):
