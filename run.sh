@@ -33,6 +33,6 @@ ensure_venv
 cd "$ROOT"
 for task in ${tasks[@]+"${tasks[@]}"}; do
   echo "==== $task"
-  run_and_wait bash "$ROOT/$task/run.sh" || exit
+  TABLES_LATER=1 run_and_wait bash "$ROOT/$task/run.sh" || exit
 done
-"$PY" -m common.results show
+"$PY" -m common.results show --runs "$ROOT/runs"

@@ -210,6 +210,7 @@ stage() {
 
 # at_end PROGRAM [ARGUMENT …]: what closes a run (tables); never skipped, printed with --dry-run, silent with --list.
 at_end() {
+  if [ -n "${TABLES_LATER-}" ]; then return 0; fi     # run.sh shows the tables of all tasks together
   if [ -n "$DRY_RUN" ]; then
     echo "at the end: $(quote "$@")"
   elif [ -z "$LIST" ]; then

@@ -123,7 +123,7 @@ def open_data(root: str | Path) -> SceneData:
 
 
 def published_counts() -> dict[str, dict[str, int]]:
-    """Counts of TAU 2022 Mobile by list and device (column `all`: clips), as published with the split lists."""
+    """Clips of TAU 2022 Mobile by list: in all, per device and, where known, per class, as in the split lists."""
     table = pd.read_csv(COUNTS, index_col="list")
     return {name: {key: int(value) for key, value in row.dropna().items()} for name, row in table.iterrows()}
 
@@ -143,7 +143,7 @@ def verify(data: SceneData, split_names: Sequence[str]) -> Report:
         counts = pd.crosstab(rows.scene_label, rows.source_label, margins=True)
         report.counts[f"{name}: {len(rows)} clips"] = counts
         expected = published_counts().get(name, {}) if data.name == TAU_NAME else {}
-        found = {"all": len(rows), **rows.source_label.value_counts()}
+        found = {"all": len(rows), **rows.source_label.value_counts(), **rows.scene_label.value_counts()}
         report.differences += [f"{name}: {found.get(key, 0)} clips of {key}, published {count}"
                                for key, count in expected.items() if found.get(key, 0) != count]
     report.missing = sorted(name for name in needed - on_disk if not (data.root / name).is_file())

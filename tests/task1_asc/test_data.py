@@ -53,10 +53,8 @@ def real_lists(shared, tmp_path_factory) -> SceneData:
 def test_real_lists_have_the_published_counts(real_lists, name, n_clips):
     rows = real_lists.split(name)
     assert len(rows) == published_counts()[name]["all"] == n_clips
-    per_device = rows.source_label.value_counts()
-    assert {device: per_device.get(device, 0) for device in published_counts()[name] if device != "all"} == {
-        device: count for device, count in published_counts()[name].items() if device != "all"
-    }
+    found = {"all": len(rows), **rows.source_label.value_counts(), **rows.scene_label.value_counts()}
+    assert {key: found.get(key, 0) for key in published_counts()[name]} == published_counts()[name]
     assert verify(real_lists, [name]).differences == []
 
 
