@@ -37,6 +37,10 @@ class AugmentConfig:
     impulse_response_folder: str = ""
     impulse_response_devices: list[str] = field(default_factory=lambda: ["a"])
 
+    def __post_init__(self):
+        if self.impulse_response_p > 0 and not self.impulse_response_folder:  # "" would be the current folder
+            raise ValueError("augment.impulse_response_p is above 0: augment.impulse_response_folder must name the folder.")
+
 
 @dataclass
 class FinetuneConfig:

@@ -34,6 +34,7 @@ from common.metrics.bootstrap import (
 )
 from common.metrics.classification import classification_scores
 from common.results.records import new_record, write_record
+from common.training.loop import Hardware
 from task1_asc.config import Task1Config, load_config
 from task1_asc.data import META_COLUMNS, TAU_NAME, Clips, dataset_card, load_clips, open_data
 from task1_asc.model import DeviceModels
@@ -103,9 +104,7 @@ def predict(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     weights = args.weights or args.run / "weights.pt"
     network = load_network(weights, config, data.class_names)
     front_end = config.front_end()
-    device = (
-        "cuda" if args.device in ("gpu", "cuda") or (args.device == "auto" and torch.cuda.is_available()) else "cpu"
-    )
+    device = "cuda" if Hardware(args.device).on_gpu else "cpu"
     logits = predict_logits(network, front_end, clips, config.test_precision, device)
     write_predictions(args.run / "predictions.csv", clips, logits, data.class_names)
     one_model = network.base_model if isinstance(network, DeviceModels) else network
@@ -155,10 +154,13 @@ def score(args: argparse.Namespace) -> None:
     groups = complete_groups(about["device_groups"], rows.source_label.unique(), about["trained_devices"])
     metrics = classification_scores(logits, labels, rows.source_label, class_names, groups)
     correct = logits.argmax(1) == labels
-    units = rows[args.resample].to_numpy()
-    intervals = accuracy_intervals(correct, labels, rows.source_label, groups, units)
-    comparison = None
-    if args.against:
+    units, intervals, comparison = rows[args.resample].to_numpy(), None, None
+    if several := len(set(units)) > 1:
+        own = accuracy_intervals(correct, labels, rows.source_label, groups, units)
+        intervals = intervals_for_record(own, args.resample)
+    else:
+        print(f"all clips are of one {args.resample}: no intervals and no comparison (see --resample)")
+    if args.against and several:
         other_rows, other_logits, _ = read_predictions(args.against / "predictions.csv")
         if not other_rows.filename.equals(rows.filename):
             raise DataError(
@@ -181,7 +183,7 @@ def score(args: argparse.Namespace) -> None:
         config=about["config"],
         weights=about["weights"],
         metrics=metrics,
-        intervals=intervals_for_record(intervals, args.resample),
+        intervals=intervals,
         comparison=comparison,
         complexity=about["complexity"],
         history=log.get("history", []),

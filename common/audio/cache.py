@@ -73,8 +73,9 @@ class ClipFormat:
 
             waveform = soxr.resample(waveform[0], rate, self.sample_rate, quality="HQ")[None]
         if waveform.shape[1] < self.n_samples and not self.pad:
-            raise AudioError(f"{path}: {waveform.shape[1]} samples long, expected {self.n_samples} ({self.clip_s:g} s); "
-                             "get the whole file, or set data.format.pad=true to fill with zeros.")
+            length = f"{waveform.shape[1]} samples long, expected {self.n_samples} ({self.clip_s:g} s)"
+            raise AudioError(f"{path}: {length}; get the whole file, or set data.format.pad=true "
+                             "to fill with zeros.")
         return fit_length(waveform, self.n_samples)[0]
 
 

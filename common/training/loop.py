@@ -34,6 +34,18 @@ class Hardware:
     devices: int = 1
     nodes: int = 1
 
+    def __post_init__(self):
+        if self.accelerator not in ("auto", "cpu", "gpu"):
+            raise ValueError(f"--device {self.accelerator}: expected cpu, gpu or auto.")
+        if self.accelerator == "gpu" and not torch.cuda.is_available():
+            raise ValueError("--device gpu: PyTorch finds no GPU on this machine; give --device cpu.")
+        if self.devices < 1 or self.nodes < 1:
+            raise ValueError(f"--devices {self.devices} and --nodes {self.nodes} must be at least 1.")
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.accelerator != "cpu" and torch.cuda.is_available()
+
     @property
     def n_processes(self) -> int:
         return self.devices * self.nodes
@@ -86,7 +98,6 @@ def fit(
 
 def make_trainer(train: TrainConfig, optim: OptimConfig, run: Path, hardware: Hardware) -> Trainer:
     several = hardware.n_processes > 1
-    on_gpu = hardware.accelerator in ("gpu", "cuda") or (hardware.accelerator == "auto" and torch.cuda.is_available())
     callbacks = [
         ModelCheckpoint(dirpath=run, filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
     ]
@@ -101,8 +112,8 @@ def make_trainer(train: TrainConfig, optim: OptimConfig, run: Path, hardware: Ha
         devices=hardware.devices,
         num_nodes=hardware.nodes,
         strategy="ddp" if several else "auto",
-        sync_batchnorm=several and on_gpu,
-        plugins=[WholeBatchSync()] if several and not on_gpu else None,
+        sync_batchnorm=several and hardware.on_gpu,
+        plugins=[WholeBatchSync()] if several and not hardware.on_gpu else None,
         precision=train.precision,
         max_epochs=train.epochs,
         accumulate_grad_batches=train.accumulate,

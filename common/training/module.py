@@ -77,6 +77,8 @@ class TrainConfig:
     ema_decay: float = 0.0
 
     def __post_init__(self):
+        if self.validate_every < 1:
+            raise ValueError(f"train.validate_every is {self.validate_every}, expected at least 1.")
         if self.epochs < 1 or self.accumulate < 1 or self.batch_size % self.accumulate:
             raise ValueError(
                 f"train.epochs {self.epochs} and accumulate {self.accumulate} must be at least 1 and divide "

@@ -122,6 +122,12 @@ def test_training_goes_on_with_the_sound_clips_and_the_result_says_so(tau, tmp_p
     assert record["status"] == "partial data" and record["metrics"]["n_items"] == 39
     assert record["dataset"]["skipped"].keys() == {*expected, unheard}
     assert record["dataset"]["found"] == {"train": 120 - len(expected), "test": 39}
+    assert record["intervals"]["n_groups"] == 2
+
+    edit(run / "predictions.csv", lambda text: text.replace(",wien-6,", ",paris-5,"))
+    evaluate_command.main(["score", "--run", str(run), "--results", str(tmp_path / "results")])
+    assert "all clips are of one identifier: no intervals" in capsys.readouterr().out  # but a result
+    assert json.loads(result.read_text())["intervals"] is None
 
 
 def test_other_rates_and_channels_are_used_when_asked_for(make_tau, tmp_path, capsys):
@@ -152,16 +158,16 @@ TABLES = {
     "empty meta": ("meta.csv", lambda text: "", "meta.csv: is empty; get it again."),
     "meta with a header only": ("meta.csv", lambda text: text.splitlines(True)[0], "has a header but no rows"),
     "empty list": ("split_setup/split100.csv", lambda text: "", "split100.csv: is empty; get it again."),
-    "row twice in meta": ("meta.csv", lambda text: text + text.splitlines(True)[3], "stands in two rows; take one out."),
+    "row twice in meta": ("meta.csv", lambda text: text + text.splitlines(True)[3], "stands in two rows; take one"),
     "row twice in a list": (
         "split_setup/test.csv",
         lambda text: text + text.splitlines(True)[3],
-        "test.csv: 'audio/bus-paris-5-2-0-s1.wav' stands in two rows",
+        "test.csv: 'audio/bus-wien-6-2-0-a.wav' stands in two rows",
     ),
     "row of the list not in meta": (
         "meta.csv",
         without_line(3),
-        "1 of 8 files are not in meta.csv, the first is audio/bus-paris-5-2-0-s1.wav; list and meta.csv must be of the "
+        "1 of 8 files are not in meta.csv, the first is audio/bus-wien-6-2-0-a.wav; list and meta.csv must be of the "
         "same data set.",
     ),
     "other label": (
@@ -174,7 +180,7 @@ TABLES = {
         lambda text: "\n".join(line.rpartition("\t")[0] for line in text.splitlines()),
         "column 'source_label' is missing, found ['filename', 'scene_label', 'identifier']",
     ),
-    "unreadable card": ("dataset.json", lambda text: "{", 'dataset.json: expected {"name": "…"}; mend it or take it away'),
+    "unreadable card": ("dataset.json", lambda text: "{", 'dataset.json: expected {"name": "…"}; mend it or take it'),
     "card without a name": ("dataset.json", lambda text: "{}", 'dataset.json: expected {"name": "…"}'),
 }
 
@@ -234,6 +240,8 @@ def test_full_disk_is_one_sentence(make_tau, monkeypatch):
         (["--data.subset=7"], "data.subset is 7, expected 5, 10, 25, 50 or 100."),
         (["--model.class_path=task1_asc.model.CPMobil"], "did you mean `task1_asc.model.CPMobile`?"),
         (["--model.init_args.base_chanels=8"], "did you mean `model.init_args.base_channels`?"),
+        (["--train.validate_every=0"], "train.validate_every is 0, expected at least 1."),
+        (["--augment.impulse_response_p=0.5"], "augment.impulse_response_folder must name the folder."),
         (["--config", "generl.yaml"], "generl.yaml: no such config; did you mean general.yaml?"),
     ],
 )
@@ -270,9 +278,23 @@ def test_wrong_path_does_not_spoil_the_run_folder(tau, tmp_path, monkeypatch):
 
     monkeypatch.setattr(train_command, "train_general", trained)
     train_command.main([*arguments(tau), *run])
-    assert "holds a run of another config, seed or data folder" in refusal(
+    assert "holds a run of another config, seed" in refusal(
         train_command, [*arguments(tau), *run, "--seed", "1"]
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--device", "cuda:0"], "--device cuda:0: expected cpu, gpu or auto."),
+        (["--device", "gpu"], "--device gpu: PyTorch finds no GPU on this machine; give --device cpu."),
+        (["--devices", "0"], "--devices 0 and --nodes 1 must be at least 1."),
+    ],
+)
+def test_hardware_that_is_not_there(make_tau, tmp_path, monkeypatch, words, sentence):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    words = [*arguments(make_tau(classes=("bus", "tram"))), "--run", str(tmp_path / "run"), *SMALL, *words]
+    assert refusal(train_command, words) == sentence
 
 
 def run_command(module: str, words: list[str]) -> subprocess.CompletedProcess:

@@ -56,12 +56,13 @@ def test_command_in_the_header_names_this_config(path):
 
 
 def test_expected_score_is_the_published_one(path):
-    stated = re.search(r"expected macro accuracy ([\d.]+) ± ([\d.]+) % \(mean of (\d+) runs\)", header(path)["Reproduces"])
+    first = header(path)["Reproduces"]
+    stated = re.search(r"expected macro accuracy ([\d.]+) ± ([\d.]+) % \(mean of (\d+) runs\)", first)
     with open(PUBLISHED, encoding="utf-8") as file:
         rows = {row["system"]: row for row in csv.DictReader(file) if row["metric"] == "macro_accuracy"}
     row = rows.get(recipe_name(path, []))
     if stated is None:
-        assert row is None and "no published row" in header(path)["Reproduces"] or "nothing published" in path.read_text()
+        assert row is None and ("no published row" in first or "nothing published" in first)
     else:
         assert [float(number) for number in stated.groups()] == [
             float(row[column]) for column in ("value", "spread", "n_runs")
@@ -100,5 +101,6 @@ def test_smoke_file_says_only_what_shrinks():
 
 def test_overrides_are_part_of_the_recipe_name_however_they_are_written():
     spaced, joined = ["--optim.lr", "0.1", "--data.subset", "5"], ["--optim.lr=0.1", "--data.subset=5"]
-    assert recipe_name(GENERAL, spaced) == recipe_name(GENERAL, joined) == "dcase2025/general+optim.lr=0.1+data.subset=5"
+    assert recipe_name(GENERAL, spaced) == "dcase2025/general+optim.lr=0.1+data.subset=5"
+    assert recipe_name(GENERAL, spaced) == recipe_name(GENERAL, joined)
     assert recipe_name(Path("/somewhere/mine.yaml"), []) == "mine"
