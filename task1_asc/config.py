@@ -39,7 +39,9 @@ class AugmentConfig:
 
     def __post_init__(self):
         if self.impulse_response_p > 0 and not self.impulse_response_folder:  # "" would be the current folder
-            raise ValueError("augment.impulse_response_p is above 0: augment.impulse_response_folder must name the folder.")
+            raise ValueError(
+                "augment.impulse_response_p is above 0: augment.impulse_response_folder must name the folder."
+            )
 
 
 @dataclass
