@@ -154,8 +154,7 @@ def full_stage(args) -> None:
         start = time.perf_counter()
         fit(
             system,
-            clips.loader(256, shuffle=True),
-            None,
+            lambda rank, world_size: (clips.loader(256, shuffle=True, rank=rank, world_size=world_size), None),
             config.optim,
             config.train,
             Path(run),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from common.config import build, read_merged
+from common.config import ConfigError, build, read_merged
 from common.training.module import OptimConfig, TrainConfig
 from task1_asc.data import DataConfig
 
@@ -91,6 +91,8 @@ class Task1Config:
     def __post_init__(self):
         if self.test_precision not in ("fp16", "fp32"):
             raise ValueError(f"test_precision is {self.test_precision!r}, expected fp16 or fp32.")
+        if not self.base and self.finetune != FinetuneConfig():
+            raise ValueError("finetune is used only where `base` names a general model: set base, or drop finetune.")
         if self.finetune.keep_base == "holdout" and self.data.holdout_fraction == 0:
             raise ValueError("finetune.keep_base=holdout needs data.holdout_fraction above 0.")
 
@@ -98,4 +100,9 @@ class Task1Config:
 def load_config(path: str | Path, overrides: Sequence[str] = (), smoke: bool = False) -> tuple[Task1Config, dict]:
     """Return (config, resolved dict) of a YAML file; ConfigError names what is wrong. `smoke` shrinks it to seconds."""
     overlays = [CONFIGS / "smoke.yaml"] if smoke else []
-    return build(Task1Config, read_merged(path, *overlays), overrides, where=str(path))
+    config, resolved = build(Task1Config, read_merged(path, *overlays), overrides, where=str(path))
+    rates = config.data.format.sample_rate, config.front_end().input_rate
+    if rates[0] != rates[1]:
+        raise ConfigError(f"{path}: data.format.sample_rate is {rates[0]}, the front end's input_rate {rates[1]}; "
+                          "set both to the same.")  # fmt: skip
+    return config, resolved

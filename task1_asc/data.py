@@ -23,10 +23,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from common.audio.cache import ClipCache, ClipFormat, build_cache
 from common.data.manifest import DataError, Report, manifest_hash, read_table
+from common.files import write_text
+from common.results.compare import PUBLISHED_DATA
 from common.training.sampling import BatchSampler
 
 META_COLUMNS = ("filename", "scene_label", "identifier", "source_label")
-TAU_NAME = "TAU Urban Acoustic Scenes 2022 Mobile"
+TAU_NAME = PUBLISHED_DATA["task1_asc"]
+STEPS_OF_SPLIT100 = 546
 COUNTS = Path(__file__).parent / "tau2022_counts.csv"
 
 
@@ -35,6 +38,7 @@ class DataConfig:
     """Which clips train and which test.
 
     Args:
+        max_clips: use at most so many clips of each list, spread over it (--smoke); 0 = all.
         subset: per cent of the training clips: 5, 10, 25, 50 or 100 name the list split<subset>.csv.
         format: what a clip must be, see common/audio/cache.py.
         holdout_fraction: share of the training clips kept out of training to choose things on (0 = none, as
@@ -46,6 +50,7 @@ class DataConfig:
             batches.
     """
 
+    max_clips: int = 0
     subset: int = 25
     format: ClipFormat = field(default_factory=ClipFormat)
     holdout_fraction: float = 0.0
@@ -142,12 +147,22 @@ def verify(data: SceneData, split_names: Sequence[str]) -> Report:
         needed |= set(rows.filename)
         counts = pd.crosstab(rows.scene_label, rows.source_label, margins=True)
         report.counts[f"{name}: {len(rows)} clips"] = counts
-        expected = published_counts().get(name, {}) if data.name == TAU_NAME else {}
-        found = {"all": len(rows), **rows.source_label.value_counts(), **rows.scene_label.value_counts()}
-        report.differences += [f"{name}: {found.get(key, 0)} clips of {key}, published {count}"
-                               for key, count in expected.items() if found.get(key, 0) != count]
+        report.differences += count_differences(data, name)
     report.missing = sorted(name for name in needed - on_disk if not (data.root / name).is_file())
     return report
+
+
+def count_differences(data: SceneData, list_name: str) -> list[str]:
+    """Return a sentence for each count of a list that is not the published one; none for other data than TAU's."""
+    if data.name != TAU_NAME:
+        return []
+    rows, expected = data.split(list_name), published_counts().get(list_name, {})
+    found = {"all": len(rows), **rows.source_label.value_counts(), **rows.scene_label.value_counts()}
+    differences = [f"{list_name}: {found.get(key, 0)} clips of {key}, published {count}"
+                   for key, count in expected.items() if found.get(key, 0) != count]
+    if list_name == "split100" and -(-len(rows) // 256) != STEPS_OF_SPLIT100:  # its counts are not published
+        differences.append(f"split100: {len(rows)} clips are not the baseline's {STEPS_OF_SPLIT100} batches of 256")
+    return differences
 
 
 def hold_out(rows: pd.DataFrame, fraction: float, seed: int = 0) -> np.ndarray:
@@ -232,6 +247,9 @@ def load_clips(data: SceneData, split_name: str, config: DataConfig, cache_root:
         DataError: no clip is usable.
     """
     rows = data.split(split_name)
+    if config.max_clips and len(rows) > config.max_clips:
+        spread = np.linspace(0, len(rows) - 1, config.max_clips).round().astype(int)
+        rows = rows.iloc[spread].reset_index(drop=True)
     cache = build_cache(cache_root, data.root, list(rows.filename), config.format, title=f"decode {split_name}")
     if not cache.usable.any():
         raise DataError(f"{data.root}: none of the {len(rows)} clips of {split_name} can be used; the first: "
@@ -241,15 +259,19 @@ def load_clips(data: SceneData, split_name: str, config: DataConfig, cache_root:
     return Clips(rows, cache, kept, data.labels(rows), config.resident)
 
 
-def dataset_card(data: SceneData, config: DataConfig, clips: dict[str, Clips]) -> dict:
-    """Return the `dataset` part of a result file: name, hash, expected and found counts, skipped files."""
-    names = {"train": f"split{config.subset}", "test": "test"}
+def dataset_card(data: SceneData, clips: dict[str, Clips], lists: dict[str, str]) -> dict:
+    """Return the `dataset` part of a result file: name, hash, expected and found counts, differences, skipped files.
+
+    Args:
+        clips: usable clips by part ("train", "test"); lists: the list each part was taken from ("split25").
+    """
     published = published_counts() if data.name == TAU_NAME else {}
-    expected = {part: published[names[part]]["all"] if names[part] in published else len(data.split(names[part]))
+    expected = {part: published[lists[part]]["all"] if lists[part] in published else len(data.split(lists[part]))
                 for part in clips}  # the 100 % list has no published count
     skipped = {file: reason for part in clips.values() for file, reason in part.cache.problems.items()}
-    rows = pd.concat([data.split(names[part]) for part in clips])
-    return {"name": data.name, "manifest_sha256": manifest_hash(rows), "expected": expected,
+    rows = pd.concat([data.split(lists[part]) for part in clips])
+    differences = [sentence for part in clips for sentence in count_differences(data, lists[part])]
+    return {"name": data.name, "manifest_sha256": manifest_hash(rows), "expected": expected, "differences": differences,
             "found": {part: len(part_clips) for part, part_clips in clips.items()},
             "skipped": {file: reason.replace(str(data.root), "DATA") for file, reason in skipped.items()}}
 
@@ -260,6 +282,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--cache", required=True, help="folder for decoded clips")
     parser.add_argument("--config", required=True, help="YAML whose data section applies")
     parser.add_argument("--smoke", action="store_true")
+    parser.add_argument("--identity", type=Path, help="file to write the hash of the usable clips to")
     args, overrides = parser.parse_known_args(argv)
     from task1_asc.config import load_config
 
@@ -268,12 +291,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         data = open_data(args.data)
         splits = (f"split{config.subset}", "test")
         report = verify(data, splits)
+        usable = []
         for name in splits:
-            problems = load_clips(data, name, config, args.cache).cache.problems
+            clips = load_clips(data, name, config, args.cache)
+            usable.append(manifest_hash(clips.rows))
+            problems = clips.cache.problems
             report.broken |= {file: why for file, why in problems.items() if file not in report.missing}
     except (ValueError, OSError) as error:
         raise SystemExit(str(error)) from None
     print(f"{data.name} in {data.root}\n{report.text()}")
+    if args.identity:
+        write_text(args.identity, "\n".join(usable))
     if not report.complete:
         print("The data are not complete: the run goes on with what is there, and every result says `partial data`.")
 

@@ -23,7 +23,7 @@ from torch import nn
 from tqdm import tqdm
 
 from common.complexity import complexity
-from common.config import build
+from common.config import ConfigError, build
 from common.data.manifest import DataError, read_table
 from common.files import sha256, write_json, write_text
 from common.metrics.bootstrap import (
@@ -33,6 +33,7 @@ from common.metrics.bootstrap import (
     paired_differences,
 )
 from common.metrics.classification import classification_scores
+from common.nn.weights import published_file
 from common.results.records import new_record, write_record
 from common.training.loop import Hardware
 from task1_asc.config import Task1Config, load_config
@@ -98,10 +99,14 @@ def read_predictions(path: Path) -> tuple[pd.DataFrame, np.ndarray, list[str]]:
 
 
 def predict(args: argparse.Namespace, overrides: Sequence[str]) -> None:
+    if (overrides or args.config) and not args.weights:
+        raise ConfigError(
+            "a run is predicted with the config it was trained with; --config and overrides need --weights."
+        )
     config, resolved, log = run_config(args, overrides)
     data = open_data(args.data)
     clips = load_clips(data, args.split, config.data, args.cache)
-    weights = args.weights or args.run / "weights.pt"
+    weights = published_file(args.weights) if args.weights else args.run / "weights.pt"
     network = load_network(weights, config, data.class_names)
     front_end = config.front_end()
     device = "cuda" if Hardware(args.device).on_gpu else "cpu"
@@ -109,13 +114,14 @@ def predict(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     write_predictions(args.run / "predictions.csv", clips, logits, data.class_names)
     one_model = network.base_model if isinstance(network, DeviceModels) else network
     found = complexity(one_model, (1, 1, front_end.n_mels, front_end.n_frames(config.data.format.n_samples)))
-    card = dataset_card(data, config.data, {"test": clips})
+    card = dataset_card(data, {args.split: clips}, {args.split: args.split})
     train_card = log.get("dataset")
     if train_card:
         card = {
             **card,
             **{key: {**train_card[key], **card[key]} for key in ("expected", "found", "skipped")},
-            "manifest_sha256": {"train": train_card["manifest_sha256"], "test": card["manifest_sha256"]},
+            "differences": [*train_card["differences"], *card["differences"]],
+            "manifest_sha256": {"train": train_card["manifest_sha256"], args.split: card["manifest_sha256"]},
         }
     write_json(
         args.run / "predictions.json",
@@ -149,6 +155,10 @@ def score(args: argparse.Namespace) -> None:
     about = json.loads((args.run / "predictions.json").read_text(encoding="utf-8"))
     trained = args.run / "train.json"
     log = json.loads(trained.read_text(encoding="utf-8")) if trained.is_file() else {}
+    given = about["weights"]["given"]  # weights that this run folder did not train: a system of its own
+    if not given and sha256(args.run / "weights.pt") != about["weights"]["sha256"]:
+        raise DataError(f"{args.run}: predictions.csv was made with other weights than weights.pt; predict again.")
+    log = {} if given else log
     rows, logits, class_names = read_predictions(args.run / "predictions.csv")
     labels = rows.scene_label.map({name: i for i, name in enumerate(class_names)}).to_numpy()
     groups = complete_groups(about["device_groups"], rows.source_label.unique(), about["trained_devices"])
@@ -171,7 +181,6 @@ def score(args: argparse.Namespace) -> None:
         )
         base_log = json.loads((args.against / "train.json").read_text(encoding="utf-8"))
         comparison = comparison_for_record(differences, against=base_log["recipe"])
-    given = about["weights"]["given"]  # weights that this run folder did not train: a system of its own
     recipe = f"weights/{Path(about['weights']['file']).stem}" if given else log["recipe"]
     record = new_record(
         task="task1_asc",
@@ -188,7 +197,11 @@ def score(args: argparse.Namespace) -> None:
         complexity=about["complexity"],
         history=log.get("history", []),
         wall_time_s=log.get("training", {}).get("wall_time_s"),
-    ) | {"training": log.get("training"), "devices": log.get("devices")}
+    )
+    # what made the numbers is the training: its command, commit, hardware; the scoring stands under a key of its own
+    training = log.get("training", {})
+    record |= {"scored": {key: record[key] for key in training}, **training}
+    record |= {"base": log.get("base"), "devices": log.get("devices")}
     path = write_record(record, args.results)
     print(
         f"macro accuracy {100 * metrics['macro_accuracy']:.2f} % "
@@ -239,7 +252,8 @@ def status(card: dict, log: dict) -> str:
         return BUILT_IN
     if card["name"] != TAU_NAME:
         return "other data"
-    return "complete" if card["found"] == card["expected"] else "partial data"
+    whole = card["found"] == card["expected"] and not card["differences"] and not card["skipped"]
+    return "complete" if whole else "partial data"
 
 
 def complete_groups(
@@ -262,7 +276,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     predicting.add_argument("--data", type=Path, required=True)
     predicting.add_argument("--cache", type=Path, required=True)
     predicting.add_argument("--config", type=Path, help="for weights without a run: the config they belong to")
-    predicting.add_argument("--weights", type=Path, help="weights to use instead of the run's own, ours or published")
+    predicting.add_argument("--weights", help="weights to use instead of the run's own, ours or published")
     predicting.add_argument("--split", default="test", help="list to predict: test, or split25 and the like")
     predicting.add_argument("--device", default="auto")
     scoring.add_argument("--results", type=Path, required=True, help="folder the result JSON goes to")

@@ -7,7 +7,7 @@ Shapes: B clips · K classes.
 from collections.abc import Sequence
 
 import torch.nn.functional as F
-from torch import Tensor, stack
+from torch import Tensor, float64, stack
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -16,7 +16,12 @@ def cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor | None = None)
     Args:
         weights: one weight per class (K,); the mean is then the weighted one of `torch.nn.CrossEntropyLoss`.
     """
-    return F.cross_entropy(logits.float(), labels, weight=weights)
+    return F.cross_entropy(at_least_float32(logits), labels, weight=weights)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Return half precision as float32; float32 and float64 as they are."""
+    return x if x.dtype == float64 else x.float()
 
 
 def soft_targets(teacher_logits: Tensor | Sequence[Tensor], temperature: float) -> Tensor:
@@ -102,8 +107,9 @@ def mixup_cross_entropy(logits: Tensor, labels: Tensor, draw: tuple[Tensor, Tens
         draw: (lam (B,), perm (B,)) of `common.audio.augment.Mixup.draw`.
     """
     lam, perm = draw[0].to(logits.device), draw[1].to(logits.device)
-    own = F.cross_entropy(logits.float(), labels, reduction="none")
-    partner = F.cross_entropy(logits.float(), labels[perm], reduction="none")
+    logits = at_least_float32(logits)
+    own = F.cross_entropy(logits, labels, reduction="none")
+    partner = F.cross_entropy(logits, labels[perm], reduction="none")
     return (lam * own + (1.0 - lam) * partner).mean()
 
 

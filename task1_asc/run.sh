@@ -50,14 +50,17 @@ if [ -n "$BUILTIN" ]; then
 elif [ -n "$DOWNLOAD" ]; then
   stage 0 data "$PY" -m task1_asc.download --data "$DATA"
 fi
-stage 1 prepare "$PY" -m task1_asc.data --config "$FILE" "${INPUT[@]}" "${GIVEN[@]}"
+# Checked at every start (seconds once decoded): what can be used decides what the later stages stand on.
+STAGE_KEY="checked at $(date +%s.%N)"
+stage 1 prepare "$PY" -m task1_asc.data --config "$FILE" "${INPUT[@]}" --identity "$OUT/clips.sha256" "${GIVEN[@]}"
+CLIPS=$(cat "$OUT/clips.sha256" 2>/dev/null || true)
 
 # train_and_score CONFIG STAGE NAME [GENERAL_RUN]: a general model, or device-specific ones that start from it.
 train_and_score() {
   local file run
   file=$(config_file "$1") run=$(run_folder "$1")
   STAMPS=$run/stamps STAGE_FOR="$1, seed $seed"
-  STAGE_KEY=$(config_key "$file" "$(cat "$DATA"/meta.csv "$DATA"/split_setup/*.csv ${4:+"$4/weights.pt"} 2>/dev/null | cksum)")
+  STAGE_KEY=$(config_key "$file" "$CLIPS $( [ ! -f "${4-}/weights.pt" ] || cksum <"$4/weights.pt")")
   stage "$2" "$3" "$PY" -m task1_asc.train --config "$file" "${INPUT[@]}" --run "$run" --seed "$seed" \
     --device "$DEVICE" --devices "$DEVICES" ${4:+--init "$4/weights.pt"} ${FORCE:+--force} "${GIVEN[@]}"
   stage 4 predict "$PY" -m task1_asc.evaluate predict --run "$run" "${INPUT[@]}" --device "$DEVICE"
@@ -71,5 +74,6 @@ done
 
 STAGE_FOR=""
 seed=${SEEDS%% *} STAMPS=$(run_folder "$CONFIG")/stamps
+STAGE_KEY=$(config_key "$FILE" "$(cksum <"$(run_folder "$CONFIG")/weights.pt" 2>/dev/null || true)")
 stage 6 submit "$PY" -m task1_asc.submit --run "$(run_folder "$CONFIG")" --data "$DATA" --out "$OUT/submission"
 at_end "$PY" -m common.results show --task task1_asc --runs "$OUT"

@@ -136,7 +136,7 @@ def write_readme(
 
 
 def before_handing_in(
-    args: argparse.Namespace, data: SceneData, class_names: list[str], empty: list[str]
+    args: argparse.Namespace, data: SceneData, systems: list[System], empty: list[str]
 ) -> list[str]:
     """Return sentences on what a package that works still lacks."""
     sentences = []
@@ -145,9 +145,18 @@ def before_handing_in(
         sentences.append(f"{meta_file}: still empty: {', '.join(empty)}; fill them in and run again.")
     if not args.eval_data:
         sentences.append("output.csv holds the test split's clips, because no --eval-data was given.")
+    for system in systems:
+        if system.config["data"]["subset"] != 25:
+            subset = system.config["data"]["subset"]
+            sentences.append(f"{system.name} was trained on split{subset}; the 2025 rules allow split25 only.")
+        if system.config["test_precision"] != "fp16":
+            sentences.append(f"{system.name} was tested in float32; the package computes from fp16 weights.")
+    if args.name == "Team_INST_task1":
+        sentences.append("the package has no name of yours; give --name Team_INST_task1.")
     if data.name != TAU_NAME:
         sentences.append(
-            f"this package is for the {len(class_names)} classes of {data.name} ({', '.join(class_names)}); "
+            f"this package is for the {len(systems[0].class_names)} classes of {data.name} "
+            f"({', '.join(systems[0].class_names)}); "
             f"the challenge's are those of {TAU_NAME}."
         )
     return sentences
@@ -173,7 +182,7 @@ def submit(args: argparse.Namespace) -> None:
     empty = write_meta(package, systems, found, args.meta or args.out / "meta.yaml")
     write_zip(package, archive)
     print(f"all checks passed: {archive}")
-    for sentence in before_handing_in(args, data, systems[0].class_names, empty):
+    for sentence in before_handing_in(args, data, systems, empty):
         print(f"before handing in: {sentence}")
 
 
@@ -185,7 +194,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--run", type=Path, action="append", required=True, help="run folder; once per system, at most 4")
     add("--data", type=Path, required=True, help="development set the runs were tested on")
     add("--out", type=Path, required=True, help="folder to write to")
-    add("--name", required=True, help="Team_INST_task1")
+    add("--name", default="Team_INST_task1", help="team, institution, task (%(default)s)")
     add(
         "--label",
         action="append",

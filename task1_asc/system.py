@@ -1,7 +1,9 @@
 """What Task 1 trains: waveform batch → augmentation → log mel → network → losses.
 
-Flow: batch → roll, impulse responses → **front end with masks** → Freq-MixStyle, mixup → network → cross entropy.
+Flow: batch → impulse responses, roll → **front end with masks** → Freq-MixStyle, mixup → network → cross entropy.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -13,7 +15,7 @@ from common.training.distributed import gather_clips, world_size
 from common.training.module import TrainingSystem
 from task1_asc.config import AugmentConfig
 from task1_asc.data import Clips
-from task1_asc.losses import mixup_cross_entropy
+from task1_asc.losses import at_least_float32, cross_entropy, mixup_cross_entropy
 
 
 class SceneSystem(TrainingSystem):
@@ -21,10 +23,13 @@ class SceneSystem(TrainingSystem):
 
     Args:
         clips: the training clips, for batches that hold row numbers only (DataConfig.resident).
+        frozen: parts of the network that stay as in testing: their norms use the statistics they have.
     """
 
-    def __init__(self, front_end: nn.Module, network: nn.Module, augment: AugmentConfig, clips: Clips | None = None):
+    def __init__(self, front_end: nn.Module, network: nn.Module, augment: AugmentConfig, clips: Clips | None = None,
+                 frozen: Sequence[nn.Module] = ()):  # fmt: skip
         super().__init__()
+        self._frozen = list(frozen)
         self.front_end, self.network = front_end, network.to(memory_format=torch.channels_last)
         self.roll = Roll(round(augment.roll_s * front_end.input_rate))
         self.freq_mask, self.time_mask = BandMask(augment.freq_mask_bins), BandMask(augment.time_mask_frames)
@@ -35,6 +40,12 @@ class SceneSystem(TrainingSystem):
             self.impulse_response = ImpulseResponse(augment.impulse_response_p, tuple(augment.impulse_response_devices))
             self.responses = load_responses(augment.impulse_response_folder, front_end.input_rate)
         self._clips, self._resident = clips, None
+
+    def train(self, mode: bool = True) -> "SceneSystem":
+        super().train(mode)
+        for module in self._frozen:
+            module.eval()
+        return self
 
     def waveforms(self, batch: dict) -> Tensor:
         """Return (B, 1, T) on the training device: from the batch, or from the clips kept there."""
@@ -59,13 +70,16 @@ class SceneSystem(TrainingSystem):
         waveform = self.roll.apply(waveform, self.roll.draw(n_clips, rng)[mine].to(waveform.device))
         freq_mask = self.freq_mask.draw(n_clips, self.front_end.n_mels, rng)[mine]
         time_mask = self.time_mask.draw(n_clips, self.front_end.n_frames(waveform.shape[-1]), rng)[mine]
-        log_mel = self.front_end(waveform, freq_mask.to(waveform.device), time_mask.to(waveform.device))
+        edges = self.front_end.draw_edges(rng) if hasattr(self.front_end, "draw_edges") else ()
+        log_mel = self.front_end(waveform, freq_mask.to(waveform.device), time_mask.to(waveform.device), *edges)
         log_mel = self._mix_styles(log_mel, n_clips, mine, rng)
-        if self.mixup:  # partners come from this process's share of the batch
+        if self.mixup:
+            if world_size() > 1:
+                raise ValueError("augment.mixup_alpha: mixup stays within a process; use one process (--devices 1).")
             draw = self.mixup.draw(len(log_mel), rng)
             loss = mixup_cross_entropy(self._logits(self.mixup.apply(log_mel, draw)), batch["label"], draw)
         else:
-            loss = F.cross_entropy(self._logits(log_mel), batch["label"])
+            loss = cross_entropy(self._logits(log_mel), batch["label"])
         return {"loss": loss * len(log_mel) / n_clips}
 
     def _draw_responses(self, devices: list[str], n_clips: int, mine: Tensor, rng: np.random.Generator) -> Tensor:
@@ -87,8 +101,7 @@ class SceneSystem(TrainingSystem):
     def _logits(self, log_mel: Tensor) -> Tensor:
         weights = next(self.network.parameters())  # double where train.precision is 64-true
         log_mel = log_mel.to(weights.dtype).contiguous(memory_format=torch.channels_last)
-        logits = self.network(log_mel)["logits"]
-        return logits if logits.dtype == torch.float64 else logits.float()
+        return at_least_float32(self.network(log_mel)["logits"])
 
     def validation_scores(self, batch: dict) -> dict[str, Tensor]:
         logits = self._logits(self.front_end(self.waveforms(batch)))

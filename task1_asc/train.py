@@ -1,12 +1,13 @@
 """Train a general model, or fine-tune it for each device.
 
-Flow: config + data folder → clips → **training** → weights.pt (published key layout), history.json in the run folder.
+Flow: config + data folder → clips → **training** → weights.pt (published key layout), train.json in the run folder.
 Run:  python -m task1_asc.train --config task1_asc/configs/dcase2025/general.yaml --data FOLDER --run RUN --seed 0
       python -m task1_asc.train --config task1_asc/configs/dcase2025/device_specific.yaml … --init BASE_RUN/weights.pt
 Killed at any moment, the same command goes on; a resumed CPU run ends with the same weights, bit for bit.
 """
 
 import argparse
+import json
 import shutil
 import time
 from collections.abc import Sequence
@@ -15,15 +16,17 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from common.config import ConfigError, dump_yaml, split_overrides
 from common.data.manifest import manifest_hash
 from common.files import sha256, write_atomically, write_json, write_text
-from common.results.records import environment
+from common.results.records import environment, git_state
 from common.training.distributed import process_rank
 from common.training.loop import Hardware, fit
 from task1_asc.config import CONFIGS, Task1Config, load_config
 from task1_asc.data import Clips, dataset_card, hold_out, load_clips, open_data
+from task1_asc.finetune import freeze, keep_better, renew_statistics
 from task1_asc.model import DeviceModels
 from task1_asc.system import SceneSystem
 from task1_asc.weights import load_network, save_network
@@ -65,15 +68,19 @@ def train_devices(job: Job, init: Path) -> dict:
             f"finetune.devices: no training clips of {', '.join(absent)}; there are clips of "
             f"{', '.join(sorted(trained_on))}."
         )
+    choose = config.finetune.keep_base == "holdout"
+    if choose and (absent := sorted(set(devices) - set(job.held.devices))):
+        raise ConfigError(
+            f"finetune.keep_base=holdout: no hold-out clips of {', '.join(absent)}; raise data.holdout_fraction."
+        )
     container, log = DeviceModels(base, devices), {"devices": {}}
     for device in devices:
         network = container.get_model_for_device(device)
         own, held = (clips.select(clips.devices == device) for clips in (job.clips, job.held))
         print(f"device {device}: {len(own)} clips", flush=True)
-        freeze(network, config.finetune.trainable)
         log["devices"][device] = {"history": fit_network(network, job, own, held, job.run / "devices" / device)}
-        if config.finetune.keep_base == "holdout":
-            log["devices"][device] |= keep_better(container, device, held, config)
+        if choose:
+            log["devices"][device] |= keep_better(container, device, held, config, job.hardware)
     if process_rank() == 0:
         save_network(container, job.run / "weights.pt", job.class_names)
     return log
@@ -86,55 +93,24 @@ def fit_network(network: nn.Module, job: Job, clips: Clips, held: Clips, run: Pa
         state = torch.load(finished, weights_only=True)
         network.load_state_dict(state["network"])
         return state["history"]
-    config, rank, world = job.config, process_rank(), job.hardware.n_processes
+    config, part = job.config, job.config.finetune.trainable
     batch = config.train.batch_size // config.train.accumulate
-    train_loader = clips.loader(batch, shuffle=True, seed=job.seed, rank=rank, world_size=world)
-    held_loader = held.loader(batch, rank=rank, world_size=world) if len(held) else None
-    system = SceneSystem(config.front_end(), network, config.augment, clips)
-    history = fit(system, train_loader, held_loader, config.optim, config.train, run, job.seed, job.hardware)
+    if part == "batch_norm_statistics":
+        renew_statistics(network, config.front_end(), clips, batch)
+        return []
+
+    def loaders(rank: int, world_size: int) -> tuple[DataLoader, DataLoader | None]:
+        share = {"rank": rank, "world_size": world_size}
+        train_loader = clips.loader(batch, shuffle=True, seed=job.seed, **share)
+        return train_loader, held.loader(batch, **share) if len(held) else None
+
+    system = SceneSystem(config.front_end(), network, config.augment, clips, freeze(network, part))
+    history = fit(system, loaders, config.optim, config.train, run, job.seed, job.hardware)
     network.cpu()
-    if rank == 0:
+    if process_rank() == 0:
         write_atomically(finished, lambda path: torch.save({"network": network.state_dict(), "history": history}, path))
         (run / "last.ckpt").unlink(missing_ok=True)
     return history
-
-
-def freeze(network: nn.Module, trainable: str) -> None:
-    """Leave only the part named by FinetuneConfig.trainable to the optimiser, and stop the statistics of the rest."""
-    if trainable == "all":
-        return
-    head = set(network.feed_forward.modules()) if trainable == "head" else set()
-    for module in network.modules():
-        is_norm = isinstance(module, nn.BatchNorm2d)
-        learns = module in head or (trainable == "batch_norm" and is_norm)
-        for parameter in module.parameters(recurse=False):
-            parameter.requires_grad_(learns)
-        if is_norm and trainable == "head" and module not in head:
-            module.momentum = 0.0  # statistics stay as they are
-
-
-@torch.no_grad()
-def keep_better(container: DeviceModels, device: str, held: Clips, config: Task1Config) -> dict:
-    """Put the general model back for `device` unless the fine-tuned one is better on the device's hold-out clips."""
-    from task1_asc.evaluate import predict_logits
-
-    if not len(held):
-        raise ConfigError(
-            f"finetune.keep_base=holdout: no hold-out clips of device {device}; raise data.holdout_fraction."
-        )
-    accuracy = {}
-    for name, network in (("base", container.base_model), ("fine_tuned", container.get_model_for_device(device))):
-        logits = predict_logits(network, config.front_end(), held, config.test_precision)
-        accuracy[name] = float((logits.argmax(1) == held.labels.numpy()).mean())
-    kept = accuracy["fine_tuned"] <= accuracy["base"]
-    if kept:
-        container.device_models[device].load_state_dict(container.base_model.state_dict())
-    print(
-        f"device {device}: hold-out accuracy {accuracy['base']:.3f} before, {accuracy['fine_tuned']:.3f} after; "
-        f"{'general model kept' if kept else 'fine-tuned model kept'}",
-        flush=True,
-    )
-    return {"holdout_accuracy": accuracy, "kept_base": kept, "n_holdout": len(held)}
 
 
 def claim_run(run: Path, resolved: dict, where: dict) -> None:
@@ -155,8 +131,9 @@ def claim_run(run: Path, resolved: dict, where: dict) -> None:
 
 
 def clear_run(run: Path) -> None:
-    """Remove what training wrote into a run folder, and nothing else."""
-    for part in ("config.yaml", "weights.pt", "train.json", "network.pt", "last.ckpt", "log", "devices"):
+    """Remove what training and prediction wrote into a run folder, and nothing else."""
+    trained = ("config.yaml", "weights.pt", "train.json", "network.pt", "last.ckpt", "log", "devices")
+    for part in (*trained, "predictions.csv", "predictions.json"):
         path = run / part
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
@@ -190,7 +167,9 @@ def run_training(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         )
     if args.force and process_rank() == 0:
         clear_run(args.run)
-    started = time.monotonic()
+    started, commit = time.monotonic(), git_state()  # of the code that runs, whatever is committed meanwhile
+    resumed = any(args.run.rglob("last.ckpt")) or any(args.run.rglob("network.pt"))
+    base = read_base(args.init, config) if args.init else None
     data = open_data(args.data)
     clips = load_clips(data, f"split{config.data.subset}", config.data, args.cache)
     claim_run(args.run, resolved, {
@@ -208,14 +187,34 @@ def run_training(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         log |= {
             "seed": args.seed,
             "recipe": recipe_name(args.config, overrides),
-            "smoke": args.smoke,
+            "smoke": args.smoke or bool(base and base["smoke"]),
+            "base": base,
             "config": resolved,
             "trained_devices": sorted(set(clips.devices)),
-            "dataset": dataset_card(data, config.data, {"train": clips}),
-            "training": environment(time.monotonic() - started),
+            "dataset": dataset_card(data, {"train": clips}, {"train": f"split{config.data.subset}"}),
+            # after a kill the time is that of the last start
+            "training": environment(time.monotonic() - started) | {"git": commit, "resumed": resumed},
         }
         write_json(args.run / "train.json", log)
         print(f"wrote {args.run / 'weights.pt'}")
+
+
+def read_base(init: Path, config: Task1Config) -> dict:
+    """Return what is known of the general model that fine-tuning starts from.
+
+    Raises:
+        ConfigError: it was trained on clips that are to choose between it and the fine-tuned models.
+    """
+    beside = init.parent / "train.json"
+    log = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
+    holdout = log.get("config", {}).get("data", {}).get("holdout_fraction", 0)
+    if config.finetune.keep_base == "holdout" and holdout != config.data.holdout_fraction:
+        raise ConfigError(
+            f"{init}: trained with data.holdout_fraction {holdout}, this config has {config.data.holdout_fraction}; "
+            "finetune.keep_base=holdout needs a base that never saw the hold-out clips."
+        )
+    said = {"recipe": log.get("recipe"), "seed": log.get("seed"), "smoke": log.get("smoke", False)}
+    return said | {"sha256": sha256(init)}
 
 
 def recipe_name(config: Path, overrides: Sequence[str]) -> str:

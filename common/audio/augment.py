@@ -1,7 +1,7 @@
 """Augmentations of acoustic scene clips: each draws its randomness apart from applying it.
 
-Flow: waveform batch → **impulse response, roll, mixup** → front end (takes the **band masks**) → log mel →
-**Freq-MixStyle** → model.
+Flow: waveform batch → **impulse response, roll** → front end (takes the **band masks**) → log mel →
+**Freq-MixStyle, mixup** → model.
 
 Every draw comes from the NumPy generator given, as CPU tensors: the same on every machine and device.
 """

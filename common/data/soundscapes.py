@@ -61,9 +61,10 @@ def make_scene_dataset(
     generator = f"common.data.soundscapes task1_asc, version {VERSION}"
     card = {"name": "built-in data", "generator": generator, **asdict(options)}
     recordings = plan_recordings(options)
-    (root / "audio").mkdir(parents=True, exist_ok=True)
+    root.mkdir(parents=True, exist_ok=True)
     with _locked(root):
         _claim(root, card)
+        (root / "audio").mkdir(exist_ok=True)
         jobs = [(root, options, recording) for recording in recordings if not _is_done(root, options, recording)]
         n_clips = sum(len(recording.clips(n_snippets)) for _, _, recording in jobs)
         with tqdm(total=n_clips, desc=card["name"], unit="clip", mininterval=1, disable=not (progress and jobs)) as bar:
@@ -156,7 +157,7 @@ def _claim(root: Path, card: dict) -> None:
                         "give another folder, or delete this one."
                     )
             return
-    if (root / "meta.csv").exists() or any((root / "audio").iterdir()):
+    if (root / "meta.csv").exists() or any((root / "audio").glob("*")):
         raise ValueError(f"{root}: holds data that this generator did not write; give a new or empty folder.")
     write_json(root / "generating.json", card)
 

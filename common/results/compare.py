@@ -127,6 +127,8 @@ def why_not_comparable(record: Mapping) -> str | None:
         return OTHER_DATA
     if record["status"] != "complete":
         return record["status"]
+    if dataset.get("differences"):
+        return f"partial data ({dataset['differences'][0]})"
     expected, found = dataset.get("expected") or {}, dataset.get("found") or {}
     if record["split"] not in expected:
         return f"partial data (no count of expected {record['split']} clips)"

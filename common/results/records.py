@@ -147,6 +147,7 @@ def record_name(record: Mapping) -> str:
     """Return the file name `<dataset>-<recipe>-seed<k>.json`; splits other than test are named as well."""
     dataset = re.sub(r"[^a-z0-9_.]+", "-", record["dataset"]["name"].lower()).strip("-")
     split = "" if record["split"] == "test" else f"-{record['split']}"
+    split += "-smoke" if record["status"] == "smoke" else ""
     return f"{dataset}-{record['recipe'].replace('/', '_')}{split}-seed{record['seed']}.json"
 
 

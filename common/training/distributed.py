@@ -17,12 +17,11 @@ def world_size() -> int:
 
 
 def process_rank() -> int:
-    """Return this process's number, also before the processes have met (lightning, torchrun or SLURM set it)."""
+    """Return this process's number, also before the processes have met: 0 is the one (of each machine) that writes."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank()
-    node, local = (int(os.environ.get(name, 0)) for name in ("NODE_RANK", "LOCAL_RANK"))
-    per_node = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", node * per_node + local)))
+    # In this order, as lightning does: SLURM_PROCID also stands in interactive shells, where it is nobody's rank.
+    return int(next((os.environ[name] for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID") if name in os.environ), 0))
 
 
 def gather_clips(values: Tensor, n_clips: int) -> Tensor:

@@ -13,6 +13,7 @@ import os
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,8 +68,7 @@ class EpochLines:
 
 def fit(
     system: TrainingSystem,
-    train_loader: DataLoader,
-    holdout_loader: DataLoader | None,
+    loaders: Callable[[int, int], tuple[DataLoader, DataLoader | None]],
     optim: OptimConfig,
     train: TrainConfig,
     run: Path,
@@ -77,17 +77,21 @@ def fit(
 ) -> list[dict]:
     """Train `system` in place to the last epoch; go on from `run`/last.ckpt where there is one.
 
+    Args:
+        loaders: (process number, number of processes) → loaders of that process's share of training and hold-out clips.
+
     Returns:
         One dict per epoch: epoch, lr, train_…, holdout_… (averages over clips).
     """
     run.mkdir(parents=True, exist_ok=True)
-    steps_per_epoch = -(-len(train_loader) // train.accumulate)
-    torch.manual_seed(seed)
-    module = TrainingModule(system, optim, train, seed, total_steps=steps_per_epoch * train.epochs)
-    if not sys.stderr.isatty():
-        module.after_epoch = EpochLines()
     with quiet_libraries():
         trainer = make_trainer(train, optim, run, hardware)
+        train_loader, holdout_loader = loaders(trainer.global_rank, trainer.world_size)
+        steps_per_epoch = -(-len(train_loader) // train.accumulate)
+        torch.manual_seed(seed)
+        module = TrainingModule(system, optim, train, seed, total_steps=steps_per_epoch * train.epochs)
+        if not sys.stderr.isatty():
+            module.after_epoch = EpochLines()
         checkpoint = run / "last.ckpt"
         resume = checkpoint if checkpoint.is_file() else None
         if resume and trainer.is_global_zero:

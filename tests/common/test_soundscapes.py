@@ -203,7 +203,7 @@ def test_refuses_a_folder_with_data_of_others(tmp_path):
     (tmp_path / "meta.csv").write_text("filename\n")
     with pytest.raises(ValueError, match="this generator did not write"):
         make_scene_dataset(tmp_path)
-    assert (tmp_path / "meta.csv").read_text() == "filename\n"
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("meta.csv", "filename\n")]
 
 
 @pytest.mark.parametrize("options", [{"n_train": 119}, {"n_snippets": 0}, {"n_test": 0}])

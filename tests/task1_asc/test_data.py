@@ -229,7 +229,7 @@ def test_unusable_clips_are_left_out_and_named(tau, tmp_path):
     assert clips.labels.tolist() == data.labels(rows)[kept].tolist()
     samples, _ = soundfile.read(tau / rows.filename[6], dtype="float32")
     np.testing.assert_array_equal(clips.waveforms([4])[0, 0].numpy(), samples)
-    card = dataset_card(data, QUARTER, {"test": clips})
+    card = dataset_card(data, {"test": clips}, {"test": "test"})
     assert card["expected"] == {"test": 40} and card["found"] == {"test": 38}
     assert card["skipped"][rows.filename[5]].startswith(f"DATA/{rows.filename[5]}: is empty")
 
@@ -244,18 +244,20 @@ def test_card_expects_the_published_counts_of_tau(tau, tmp_path):
     clips = load_clips(data, "split100", QUARTER, tmp_path / "cache")
     (tau / "split_setup/split25.csv").write_bytes((tau / "split_setup/split100.csv").read_bytes())
     data.name = TAU_NAME
-    card = dataset_card(data, DataConfig(subset=25, format=QUARTER.format), {"train": clips})
+    card = dataset_card(data, {"train": clips}, {"train": "split25"})
     assert card["expected"] == {"train": 34900} and card["found"] == {"train": 120}
-    card = dataset_card(data, QUARTER, {"train": clips})
-    assert card["expected"] == card["found"]  # no count of the 100 % list is published: the list itself counts
+    assert card["differences"][0] == "split25: 120 clips of all, published 34900"
+    card = dataset_card(data, {"train": clips}, {"train": "split100"})
+    assert card["expected"] == card["found"]  # no count of the 100 % list is published, but its number of batches is
+    assert card["differences"] == ["split100: 120 clips are not the baseline's 546 batches of 256"]
 
 
 def test_card_identifies_the_rows(tau, tmp_path):
     data = open_data(tau)
     clips = load_clips(data, "test", QUARTER, tmp_path / "cache")
-    before = dataset_card(data, QUARTER, {"test": clips})["manifest_sha256"]
+    before = dataset_card(data, {"test": clips}, {"test": "test"})["manifest_sha256"]
     data.meta = data.meta.replace({"source_label": {"s4": "s9"}})
-    assert len(before) == 64 != dataset_card(data, QUARTER, {"test": clips})["manifest_sha256"]
+    assert len(before) == 64 != dataset_card(data, {"test": clips}, {"test": "test"})["manifest_sha256"]
 
 
 def test_columns_are_those_of_the_real_meta():
