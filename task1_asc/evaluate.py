@@ -120,7 +120,7 @@ def predict(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         card = {
             **card,
             **{key: {**train_card[key], **card[key]} for key in ("expected", "found", "skipped")},
-            "differences": [*train_card["differences"], *card["differences"]],
+            "differences": [*train_card.get("differences", []), *card["differences"]],
             "manifest_sha256": {"train": train_card["manifest_sha256"], args.split: card["manifest_sha256"]},
         }
     write_json(
