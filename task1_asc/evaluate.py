@@ -200,7 +200,7 @@ def score(args: argparse.Namespace) -> None:
     )
     # what made the numbers is the training: its command, commit, hardware; the scoring stands under a key of its own
     training = log.get("training", {})
-    record |= {"scored": {key: record[key] for key in training}, **training}
+    record |= {"scored": {key: record[key] for key in training if key in record}, **training}
     record |= {"base": log.get("base"), "devices": log.get("devices")}
     path = write_record(record, args.results)
     print(
