@@ -28,6 +28,13 @@ def write_json(path: str | Path, content) -> None:
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
+def short_name(name: str, longest: int = 120) -> str:
+    """Return `name` as part of a file name: what is too long (many overrides) ends in a hash."""
+    if len(name) <= longest:
+        return name
+    return f"{name[: longest - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
 def sha256(path: str | Path) -> str:
     """Return the SHA-256 of a file as hex digits."""
     with open(path, "rb") as file:

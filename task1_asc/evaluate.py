@@ -25,7 +25,7 @@ from tqdm import tqdm
 from common.complexity import complexity
 from common.config import ConfigError, build
 from common.data.manifest import DataError, read_table
-from common.files import sha256, write_json, write_text
+from common.files import sha256, short_name, write_json, write_text
 from common.metrics.bootstrap import (
     accuracy_intervals,
     comparison_for_record,
@@ -236,7 +236,8 @@ def compare(args: argparse.Namespace) -> None:
         "n_items": len(labels),
         "pooled": dict(pair.split("=") for pair in args.pool),
     }
-    name = f"{entry['dataset']}-{entry['recipe']}-vs-{entry['against']}".replace("/", "_").replace(" ", "-").lower()
+    name = "-".join([entry["dataset"], short_name(entry["recipe"], 80), "vs", short_name(entry["against"], 80)])
+    name = name.replace("/", "_").replace(" ", "-").lower()
     write_json(args.results / f"{name}.json", entry)
     for key, value in (("macro accuracy", entry["macro_accuracy"]), *entry["groups"].items()):
         low, high = value["interval"]

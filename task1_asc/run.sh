@@ -32,6 +32,7 @@ if ((STAGE >= 6)); then STOP_STAGE=6; fi
 config_file() { if [ -f "$1" ]; then echo "$1"; else echo "$ROOT/task1_asc/configs/${1%.yaml}.yaml"; fi; }
 # One folder per config, variant and seed: a run with overrides stands beside the plain one.
 VARIANT=${SMOKE:+-smoke}$(printf '+%s' "${OVERRIDES[@]+"${OVERRIDES[@]#--}"}" | tr ' /' '__')
+if ((${#VARIANT} > 100)); then VARIANT=${VARIANT:0:90}-$(cksum <<<"$VARIANT" | cut -d ' ' -f 1); fi
 run_folder() { local name=${1%.yaml}; [ ! -f "$1" ] || name=$(basename "$name"); echo "$OUT/$name${VARIANT%+}/seed$seed"; }
 config_key() { "$PY" -m common.config hash "$1" ${SMOKE:+--overlay "$ROOT/task1_asc/configs/smoke.yaml"} --salt "$DATA $2 ${OVERRIDES[*]-}"; }
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common.config import config_hash
-from common.files import write_text
+from common.files import short_name, write_text
 
 SCHEMA = 1
 STATUSES = ("complete", "partial data", "built-in data", "other data", "smoke")
@@ -148,7 +148,8 @@ def record_name(record: Mapping) -> str:
     dataset = re.sub(r"[^a-z0-9_.]+", "-", record["dataset"]["name"].lower()).strip("-")
     split = "" if record["split"] == "test" else f"-{record['split']}"
     split += "-smoke" if record["status"] == "smoke" else ""
-    return f"{dataset}-{record['recipe'].replace('/', '_')}{split}-seed{record['seed']}.json"
+    recipe = short_name(record["recipe"].replace("/", "_"))
+    return f"{dataset}-{recipe}{split}-seed{record['seed']}.json"
 
 
 def write_record(record: Mapping, folder: str | Path, name: str | None = None) -> Path:
