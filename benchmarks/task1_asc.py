@@ -255,7 +255,7 @@ class LogitsOnly(torch.nn.Module):
 
 
 def export_onnx(network, log_mel, path: Path) -> None:
-    torch.onnx.export(LogitsOnly(network), (log_mel,), str(path), dynamo=True, verbose=False)
+    torch.onnx.export(LogitsOnly(network), (log_mel,), str(path), dynamo=True, verbose=False, external_data=False)
 
 
 def quantise(path: Path, target: Path, log_mel: torch.Tensor) -> Path:
