@@ -16,6 +16,7 @@ import importlib
 import inspect
 import json
 import re
+import sys
 import typing
 from pathlib import Path
 
@@ -23,6 +24,9 @@ import yaml
 
 PLAIN = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", list: "a list",
          dict: "a mapping"}
+
+
+REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 class ConfigError(ValueError):
@@ -75,7 +79,8 @@ class _StrictLoader(yaml.SafeLoader):
 def read_merged(path: str | Path, *overlays: str | Path) -> dict:
     """Return the YAML at `path` merged over the file its `inherits` names, then the overlays on top.
 
-    `inherits` is relative to the file that says it and goes one level deep: a reader opens two files at most.
+    `inherits` is relative to the file that says it, or to the repository, and goes one level deep: a reader opens two
+    files at most.
     """
     path = Path(path)
     top = read_yaml(path)
@@ -84,8 +89,9 @@ def read_merged(path: str | Path, *overlays: str | Path) -> dict:
     if parent is not None:
         if not isinstance(parent, str):
             raise ConfigError(f"{path}: `inherits` is {parent!r}, expected the name of one file.")
+        beside = path.parent / parent
         try:
-            below = read_yaml(path.parent / parent)
+            below = read_yaml(beside if beside.is_file() else REPOSITORY / parent)
         except ConfigError as error:
             raise ConfigError(f"{path} inherits a file that cannot be used: {error}") from None
         if "inherits" in below:
@@ -94,6 +100,12 @@ def read_merged(path: str | Path, *overlays: str | Path) -> dict:
     for overlay in overlays:
         merged = merge(merged, read_yaml(overlay))
     return merged
+
+
+def importable(folder: str | Path) -> None:
+    """Let `class_path` name modules that lie in `folder` (last on the search path: nothing of ours is hidden)."""
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
 
 
 def config_hash(config: dict) -> str:

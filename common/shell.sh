@@ -178,7 +178,7 @@ stage() {
   if [ -z "$STAMPS" ] || [ -z "$STAGE_KEY" ]; then die "stage $number $name: set STAMPS and STAGE_KEY before it."; fi
   local stamp=$STAMPS/$number-$name title="stage $number $name${STAGE_FOR:+ ($STAGE_FOR)}" start=$SECONDS code=0
   if [ -n "$LIST" ]; then
-    echo "$title: $(stamp_state "$stamp")"
+    if [ "$STAGE_KEY" = always ]; then echo "$title: runs every time"; else echo "$title: $(stamp_state "$stamp")"; fi
     return 0
   elif ((number < STAGE || number > STOP_STAGE)); then
     return 0
@@ -190,7 +190,7 @@ stage() {
     DRY_STAMPS=$STAMPS      # a real run would remove the later stamps now
     return 0
   fi
-  forget_stages_from "$number"
+  if [ "$STAGE_KEY" != always ]; then forget_stages_from "$number"; fi
   echo "== $title"
   run_and_wait "$@" || code=$?
   case $code in
@@ -202,6 +202,7 @@ stage() {
         "go on with: $AGAIN (stages done before are skipped)."
       ;;
   esac
+  if [ "$STAGE_KEY" = always ]; then echo "$title: done in $((SECONDS - start)) s"; return 0; fi
   mkdir -p "$STAMPS"
   printf '%s\n' "$STAGE_KEY" >"$STAMPS/.$number-$name.$$"
   mv -f "$STAMPS/.$number-$name.$$" "$stamp"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from common.config import ConfigError, build, read_merged
+from common.config import ConfigError, build, importable, read_merged
 from common.training.module import OptimConfig, TrainConfig
 from task1_asc.data import DataConfig
 
@@ -97,8 +97,19 @@ class Task1Config:
             raise ValueError("finetune.keep_base=holdout needs data.holdout_fraction above 0.")
 
 
+def config_file(name: str | Path) -> Path:
+    """Return the file of a config given by path or by name ("dcase2025/general")."""
+    below = CONFIGS / f"{str(name).removesuffix('.yaml')}.yaml"
+    return below if below.is_file() and not Path(name).is_file() else Path(name)
+
+
 def load_config(path: str | Path, overrides: Sequence[str] = (), smoke: bool = False) -> tuple[Task1Config, dict]:
-    """Return (config, resolved dict) of a YAML file; ConfigError names what is wrong. `smoke` shrinks it to seconds."""
+    """Return (config, resolved dict) of a YAML file, or of a name below configs/; `smoke` shrinks it to seconds.
+
+    Classes that `class_path` names may lie beside the file. ConfigError says what is wrong.
+    """
+    path = config_file(path)
+    importable(path.resolve().parent)
     overlays = [CONFIGS / "smoke.yaml"] if smoke else []
     config, resolved = build(Task1Config, read_merged(path, *overlays), overrides, where=str(path))
     rates = config.data.format.sample_rate, config.front_end().input_rate

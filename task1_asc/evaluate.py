@@ -20,10 +20,9 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from common.complexity import complexity
-from common.config import ConfigError, build
+from common.config import ConfigError, build, importable
 from common.data.manifest import DataError, read_table
 from common.files import sha256, short_name, write_json, write_text
 from common.metrics.bootstrap import (
@@ -34,9 +33,10 @@ from common.metrics.bootstrap import (
 )
 from common.metrics.classification import classification_scores
 from common.nn.weights import published_file
+from common.progress import progress
 from common.results.records import new_record, write_record
 from common.training.loop import Hardware
-from task1_asc.config import Task1Config, load_config
+from task1_asc.config import Task1Config, config_file, load_config
 from task1_asc.data import META_COLUMNS, TAU_NAME, Clips, dataset_card, load_clips, open_data
 from task1_asc.model import DeviceModels
 from task1_asc.weights import load_network
@@ -62,7 +62,7 @@ def predict_logits(
     compute = torch.float16 if half and device != "cpu" else torch.float32
     network = _copy_in_precision(network, half, compute).to(device).eval()
     front_end, logits = front_end.to(device).eval(), None
-    for batch in tqdm(clips.loader(batch_size), desc="predict", unit="batch", mininterval=2):
+    for batch in progress(clips.loader(batch_size), desc="predict", unit="batch"):
         waveform = batch["waveform"] if "waveform" in batch else clips.waveforms(batch["item"].numpy())
         log_mel = front_end(waveform.to(device))
         log_mel = log_mel.half().to(compute) if half else log_mel
@@ -114,6 +114,7 @@ def predict(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     write_predictions(args.run / "predictions.csv", clips, logits, data.class_names)
     one_model = network.base_model if isinstance(network, DeviceModels) else network
     found = complexity(one_model, (1, 1, front_end.n_mels, front_end.n_frames(config.data.format.n_samples)))
+    folder = str(config_file(args.config).resolve().parent) if args.config else log.get("config_folder")
     card = dataset_card(data, {args.split: clips}, {args.split: args.split})
     train_card = log.get("dataset")
     if train_card:
@@ -129,6 +130,7 @@ def predict(args: argparse.Namespace, overrides: Sequence[str]) -> None:
             "split": args.split,
             "dataset": card,
             "config": resolved,
+            "config_folder": folder,
             "device_groups": config.data.device_groups,
             "trained_devices": sorted(log.get("trained_devices", [])),
             "test_precision": config.test_precision,
@@ -147,6 +149,7 @@ def run_config(args, overrides) -> tuple[Task1Config, dict, dict]:
         return *load_config(args.config, overrides), log
     if not log:
         raise DataError(f"{args.run}: no train.json; train first, or give --config with --weights.")
+    importable(log.get("config_folder", "."))
     return *build(Task1Config, log["config"], overrides, where=str(trained)), log
 
 

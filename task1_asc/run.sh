@@ -11,7 +11,8 @@
 # Options:
 #   --config NAME      a file below task1_asc/configs/ without its ending, or a path; default dcase2025/device_specific,
 #                      on the built-in data builtin/device_specific
-#   --data FOLDER      data set in the TAU layout (meta.csv, audio/, split_setup/); default: the built-in data
+#   --data FOLDER      data set in the TAU layout (meta.csv, audio/, split_setup/); default: the built-in data, which
+#                      are made in data/builtin/task1_asc
 #   --out FOLDER       run folders, decoded clips; default runs/task1_asc/<data set>
 #   --seeds "0 1 2"    one run each            --device cpu|gpu|auto       --devices N   processes
 #   --stage N, --stop-stage N                  first and last stage; --list shows what is done, --dry-run what would run
@@ -24,10 +25,15 @@ ensure_venv
 
 # ---------------------------------------------------------------- which config, which folders
 BUILTIN=""
-if [ -z "$DATA" ]; then BUILTIN=1 DATA=$ROOT/data/builtin/task1_asc CONFIG=${CONFIG:-builtin/device_specific}; fi
+if [ -n "$DOWNLOAD" ] && [ -z "$DATA" ]; then die "--download needs --data FOLDER: where the data set is to go."; fi
+if [ -z "$DATA" ] || [ "$DATA" = "$ROOT/data/builtin/task1_asc" ]; then
+  BUILTIN=1 DATA=$ROOT/data/builtin/task1_asc CONFIG=${CONFIG:-builtin/device_specific}
+fi
 CONFIG=${CONFIG:-dcase2025/device_specific}
 OUT=${OUT:-$ROOT/runs/task1_asc/$([ -n "$BUILTIN" ] && echo builtin || basename "$DATA")}
-if ((STAGE >= 6)); then STOP_STAGE=6; fi
+if ((STAGE > 6)); then die "--stage $STAGE: the stages are 0 to 6 (--list shows them)."; fi
+if ((STAGE == 6)); then STOP_STAGE=6; fi
+if ((STAGE > STOP_STAGE)); then die "--stage $STAGE lies behind --stop-stage $STOP_STAGE: nothing would run."; fi
 
 config_file() { if [ -f "$1" ]; then echo "$1"; else echo "$ROOT/task1_asc/configs/${1%.yaml}.yaml"; fi; }
 # One folder per config, variant and seed: a run with overrides stands beside the plain one.
@@ -52,7 +58,7 @@ elif [ -n "$DOWNLOAD" ]; then
   stage 0 data "$PY" -m task1_asc.download --data "$DATA"
 fi
 # Checked at every start (seconds once decoded): what can be used decides what the later stages stand on.
-STAGE_KEY="checked at $(date +%s.%N)"
+STAGE_KEY=always
 stage 1 prepare "$PY" -m task1_asc.data --config "$FILE" "${INPUT[@]}" --identity "$OUT/clips.sha256" "${GIVEN[@]}"
 CLIPS=$(cat "$OUT/clips.sha256" 2>/dev/null || true)
 
@@ -75,6 +81,6 @@ done
 
 STAGE_FOR=""
 seed=${SEEDS%% *} STAMPS=$(run_folder "$CONFIG")/stamps
-STAGE_KEY=$(config_key "$FILE" "$(cksum <"$(run_folder "$CONFIG")/weights.pt" 2>/dev/null || true)")
-stage 6 submit "$PY" -m task1_asc.submit --run "$(run_folder "$CONFIG")" --data "$DATA" --out "$OUT/submission"
+STAGE_KEY=always
+stage 6 submit "$PY" -m task1_asc.submit --run "$(run_folder "$CONFIG")" --data "$DATA" --out "$(run_folder "$CONFIG")/submission"
 at_end "$PY" -m common.results show --task task1_asc --runs "$OUT"

@@ -19,7 +19,7 @@ import soundfile
 import torch
 
 from common.audio.cache import ClipFormat
-from common.config import build
+from common.config import build, importable
 from common.data.synth import name_rng, noise
 from common.files import sha256, write_atomically, write_json, write_text
 from common.metrics.classification import classification_scores
@@ -108,6 +108,7 @@ def read_system(run: Path, name: str, title: str | None, data: SceneData) -> Sys
             f"{run}: predicts the classes {class_names}, {data.root} has {data.class_names}; give the data "
             "folder that the run was tested on."
         )
+    importable(about.get("config_folder") or ".")
     config, resolved = build(Task1Config, about["config"], where=str(about_file))
     recipe = json.loads(trained.read_text(encoding="utf-8"))["recipe"] if trained.is_file() else run.name
     devices = container_devices(load_state_dict_file(weights))

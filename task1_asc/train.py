@@ -24,7 +24,7 @@ from common.files import sha256, write_atomically, write_json, write_text
 from common.results.records import environment, git_state
 from common.training.distributed import process_rank
 from common.training.loop import Hardware, fit
-from task1_asc.config import CONFIGS, Task1Config, load_config
+from task1_asc.config import CONFIGS, Task1Config, config_file, load_config
 from task1_asc.data import Clips, dataset_card, hold_out, load_clips, open_data
 from task1_asc.finetune import freeze, keep_better, renew_statistics
 from task1_asc.model import DeviceModels
@@ -190,6 +190,7 @@ def run_training(args: argparse.Namespace, overrides: Sequence[str]) -> None:
             "smoke": args.smoke or bool(base and base["smoke"]),
             "base": base,
             "config": resolved,
+            "config_folder": str(config_file(args.config).resolve().parent),  # own classes may lie there
             "trained_devices": sorted(set(clips.devices)),
             "dataset": dataset_card(data, {"train": clips}, {"train": f"split{config.data.subset}"}),
             # after a kill the time is that of the last start
@@ -222,7 +223,7 @@ def recipe_name(config: Path, overrides: Sequence[str]) -> str:
 
     Overrides are part of the name: a changed recipe is not the published one.
     """
-    path = config.resolve().with_suffix("")
+    path = config_file(config).resolve().with_suffix("")
     name = path.relative_to(CONFIGS).as_posix() if path.is_relative_to(CONFIGS) else path.name
     return name + "".join(f"+{key}={value}" for key, value in split_overrides(overrides))
 

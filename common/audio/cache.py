@@ -19,10 +19,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from common.audio.files import AudioError, fit_length, read_audio
 from common.files import write_atomically, write_json
+from common.progress import progress
 
 FULL_SCALE_INT16 = 32767
 
@@ -194,7 +194,7 @@ def _decode(waveforms, decoded, sources, todo, root, files, clip_format, n_threa
             clip = np.round(clip.clip(-1, 1) * FULL_SCALE_INT16)
         waveforms[row] = clip
 
-    with ThreadPoolExecutor(n_threads) as pool, tqdm(total=len(todo), desc=title, unit="clip", mininterval=2) as bar:
+    with ThreadPoolExecutor(n_threads) as pool, progress(total=len(todo), desc=title, unit="clip") as bar:
         for start in range(0, len(todo), block):
             rows = todo[start:start + block]
             list(pool.map(decode_one, rows))

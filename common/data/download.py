@@ -12,7 +12,8 @@ from pathlib import Path, PurePosixPath
 
 import pooch
 import requests
-from tqdm import tqdm
+
+from common.progress import progress
 
 CHUNK_BYTES = 1 << 20
 TIMEOUT_S = 60
@@ -83,8 +84,8 @@ def _append(remote: RemoteFile, part: Path, have: int) -> None:
             if have and answer.status_code != 206:  # the server sends the whole file: start over
                 have = 0
             total = remote.size or have + int(answer.headers.get("Content-Length", 0)) or None
-            with open(part, "ab" if have else "wb") as file, tqdm(
-                    total=total, initial=have, unit="B", unit_scale=True, desc=remote.name, mininterval=2) as bar:
+            with open(part, "ab" if have else "wb") as file, progress(
+                    total=total, initial=have, unit="B", unit_scale=True, desc=remote.name) as bar:
                 for chunk in answer.iter_content(CHUNK_BYTES):
                     file.write(chunk)
                     bar.update(len(chunk))
@@ -111,7 +112,7 @@ def unpack_zip(archive: str | Path, folder: str | Path, strip: str = "") -> int:
                     if not (folder / name).is_file() or (folder / name).stat().st_size != info.file_size]
             folder.mkdir(parents=True, exist_ok=True)
             _need_room(sum(info.file_size for info, _ in todo), folder, archive.name)
-            for info, target in tqdm(todo, desc=f"unpack {archive.name}", unit="file", mininterval=2):
+            for info, target in progress(todo, desc=f"unpack {archive.name}", unit="file"):
                 _unpack_member(content, info, target)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise DownloadError(f"{archive}: not a sound zip file ({error}); remove it and run the command again.") from None

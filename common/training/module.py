@@ -119,6 +119,11 @@ class TrainingModule(lightning.LightningModule):
         super().__init__()
         self.system, self.optim, self.train_config = system, optim, train
         self.seed, self.total_steps = seed, total_steps
+        if optim.schedule == "warmup_cosine" and optim.warmup_steps >= total_steps:
+            raise ValueError(
+                f"optim.warmup_steps is {optim.warmup_steps}, but the training has {total_steps} steps in "
+                f"{train.epochs} epochs: lower it, or raise train.epochs."
+            )
         self.history: list[dict] = []
         self.after_epoch = None  # called with (the epoch's row, number of epochs) on the first process
         self._training, self._validation = Totals(), Totals()
