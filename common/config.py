@@ -1,4 +1,4 @@
-"""Typed configs: a YAML file per table row, one level of `inherits`, and `--a.b value` overrides.
+"""Typed configs: a YAML file per table row, `inherits`, and `--a.b value` overrides.
 
 Flow: configs/*.yaml (+ overlay, + overrides) → merged dict → checked against a dataclass → **config object**.
 Run:  python -m common.config show task1_asc/configs/dcase2025/general.yaml     (the merged YAML)
@@ -76,30 +76,35 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+LEVELS = 2  # of inheritance: ours use one, so that a reader opens two files; yours may stand on one of ours
+
+
 def read_merged(path: str | Path, *overlays: str | Path) -> dict:
     """Return the YAML at `path` merged over the file its `inherits` names, then the overlays on top.
 
-    `inherits` is relative to the file that says it, or to the repository, and goes one level deep: a reader opens two
-    files at most.
+    `inherits` is relative to the file that says it, or to the repository.
     """
-    path = Path(path)
-    top = read_yaml(path)
-    parent = top.pop("inherits", None)
-    merged = top
-    if parent is not None:
-        if not isinstance(parent, str):
-            raise ConfigError(f"{path}: `inherits` is {parent!r}, expected the name of one file.")
-        beside = path.parent / parent
-        try:
-            below = read_yaml(beside if beside.is_file() else REPOSITORY / parent)
-        except ConfigError as error:
-            raise ConfigError(f"{path} inherits a file that cannot be used: {error}") from None
-        if "inherits" in below:
-            raise ConfigError(f"{path}: inherits {parent}, which itself inherits; one level is the limit.")
-        merged = merge(below, top)
+    merged = _inherited(Path(path), LEVELS)
     for overlay in overlays:
         merged = merge(merged, read_yaml(overlay))
     return merged
+
+
+def _inherited(path: Path, levels: int) -> dict:
+    top = read_yaml(path)
+    parent = top.pop("inherits", None)
+    if parent is None:
+        return top
+    if not isinstance(parent, str):
+        raise ConfigError(f"{path}: `inherits` is {parent!r}, expected the name of one file.")
+    if levels == 0:
+        raise ConfigError(f"{path}: inherits {parent}, one level too many: {LEVELS} are the limit.")
+    beside = path.parent / parent
+    try:
+        below = _inherited(beside if beside.is_file() else REPOSITORY / parent, levels - 1)
+    except ConfigError as error:
+        raise ConfigError(f"{path} inherits a file that cannot be used: {error}") from None
+    return merge(below, top)
 
 
 def importable(folder: str | Path) -> None:

@@ -30,7 +30,7 @@ from common.data.acoustic_scenes import render_scene
 from common.data.recording_devices import DEVICES
 from common.data.scene_plan import Recording, SceneOptions, plan_recordings, scene_lists
 from common.data.synth import SAMPLE_RATE, name_rng
-from common.progress import progress
+from common.progress import progress as progress_bar
 from common.files import write_json, write_text
 
 VERSION = 1  # raise it whenever the same options give other bytes
@@ -67,7 +67,7 @@ def make_scene_dataset(
         (root / "audio").mkdir(exist_ok=True)
         jobs = [(root, options, recording) for recording in recordings if not _is_done(root, options, recording)]
         n_clips = sum(len(recording.clips(n_snippets)) for _, _, recording in jobs)
-        with progress(total=n_clips, desc=card["name"], unit="clip", disable=not (progress and jobs)) as bar:
+        with progress_bar(total=n_clips, desc=card["name"], unit="clip", disable=not (progress and jobs)) as bar:
             for n_done in _work(render_recording, jobs, n_processes or len(os.sched_getaffinity(0))):
                 bar.update(n_done)
         for part in (root / "audio").glob(".*.tmp"):  # of a killed call: the lock says nobody writes

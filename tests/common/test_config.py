@@ -100,9 +100,17 @@ def test_inherits_one_level_then_overlays_in_order(tmp_path):
     assert read_merged(top, second, first)["note"] == "first"
 
 
-def test_two_levels_are_refused(tmp_path):
-    _, _, top = write(tmp_path, base="note: x\n", middle="inherits: base.yaml\n", top="inherits: middle.yaml\n")
-    with pytest.raises(ConfigError, match=r"top.yaml: inherits middle.yaml, which itself inherits; one level"):
+def test_two_levels_are_the_limit(tmp_path):
+    files = write(tmp_path, base="note: x\n", middle="inherits: base.yaml\n", top="inherits: middle.yaml\nmore: y\n",
+                  roof="inherits: top.yaml\n")  # fmt: skip
+    assert read_merged(files[2]) == {"note": "x", "more": "y"}
+    with pytest.raises(ConfigError, match="one level too many: 2 are the limit"):
+        read_merged(files[3])
+
+
+def test_circle_is_refused(tmp_path):
+    top, _ = write(tmp_path, top="inherits: other.yaml\n", other="inherits: top.yaml\n")
+    with pytest.raises(ConfigError, match="one level too many"):
         read_merged(top)
 
 
