@@ -209,7 +209,7 @@ def write_resources(folder: Path, systems: list[System], data: SceneData) -> Non
     listed = [line for line in lines if line.split("\t")[0] in kept]
     if n_left_out := len(lines) - len(listed):
         print(
-            f"{n_left_out} of {len(lines)} clips of the test list could not be read when the run was tested; "
+            f"{n_left_out} of {len(lines)} clips of the test list are not among the run's predictions; "
             "resources/test.csv leaves them out."
         )
     write_text(folder / "test.csv", "\n".join([header, *listed]) + "\n")
