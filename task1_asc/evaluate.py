@@ -34,7 +34,7 @@ from common.metrics.bootstrap import (
 from common.metrics.classification import classification_scores
 from common.nn.weights import published_file
 from common.progress import progress
-from common.results.records import new_record, write_record
+from common.results.records import new_record, shorten_paths, write_record
 from common.training.loop import Hardware
 from task1_asc.config import Task1Config, config_file, load_config
 from task1_asc.data import META_COLUMNS, TAU_NAME, Clips, dataset_card, load_clips, open_data
@@ -203,6 +203,8 @@ def score(args: argparse.Namespace) -> None:
     )
     # what made the numbers is the training: its command, commit, hardware; the scoring stands under a key of its own
     training = log.get("training", {})
+    if training:
+        training["command"] = shorten_paths(training["command"])
     record |= {"scored": {key: record[key] for key in training if key in record}, **training}
     record |= {"base": log.get("base"), "devices": log.get("devices")}
     path = write_record(record, args.results)

@@ -207,9 +207,14 @@ def git_state(repository: Path = REPOSITORY) -> dict:
 
 
 def command_line() -> str:
-    """Return the command as typed, with paths relative to this repository or the home folder."""
-    words = [Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]]
-    return shlex.join(words).replace(f"{REPOSITORY}{os.sep}", "").replace(str(Path.home()) + os.sep, "~/")
+    """Return the command as typed, without what only this machine has: see `shorten_paths`."""
+    return shorten_paths(shlex.join([Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]]))
+
+
+def shorten_paths(command: str) -> str:
+    """Write paths below the repository relative to it, and leave of others the last part: …/device_scenes."""
+    command = command.replace(f"{REPOSITORY}{os.sep}", "")
+    return re.sub(r"(?<=[\s='\"])/(?:[^\s'\"/]+/)+([^\s'\"/]+)", r"…/\1", command)
 
 
 def environment(wall_time_s: float) -> dict:

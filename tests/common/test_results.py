@@ -30,6 +30,7 @@ from common.results.records import (
     new_record,
     read_records,
     record_name,
+    shorten_paths,
     write_record,
 )
 from common.results.tables import TABLES, load_results
@@ -425,3 +426,8 @@ def test_records_are_not_changed_by_comparing_them():
     before = copy.deepcopy(record)
     compare(published(), [record], ["dcase2025/general"], ["macro_accuracy", "device_accuracy/"])
     assert record == before
+
+
+def test_commands_are_kept_without_the_paths_of_one_machine():
+    command = f"python -m x --config {REPOSITORY}/a/b.yaml --data /disk/one/tau --out=/scratch/runs/r1 --lr 1/2"
+    assert shorten_paths(command) == "python -m x --config a/b.yaml --data …/tau --out=…/r1 --lr 1/2"
