@@ -312,3 +312,16 @@ def test_help_of_the_commands(command):
 def test_run_hands_on_to_the_task():
     done = subprocess.run([ROOT / "run.sh", "task1_asc", "--help"], capture_output=True, text=True)
     assert done.returncode == 0 and "--seeds" in done.stdout
+
+
+def test_stage_that_always_runs_leaves_no_stamp_and_keeps_the_later_ones(shell):
+    body = THREE_STAGES.replace("stage 1 prepare", 'KEEP=$STAGE_KEY STAGE_KEY=always\nstage 1 prepare').replace(
+        "stage 2 train", "STAGE_KEY=$KEEP\nstage 2 train")  # fmt: skip
+    shell.run(body)
+    shell.run(body)
+    assert shell.log() == "prepare train score prepare" and shell.stamps() == ["10-score", "2-train"]
+    assert "stage 1 prepare (seed 0): runs every time" in shell.run(body, "--list").stdout
+
+
+def test_tables_are_left_to_the_caller_that_asks_for_it(shell):
+    assert "the tables" not in shell.run(THREE_STAGES, TABLES_LATER="1").stdout
