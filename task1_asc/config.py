@@ -1,4 +1,6 @@
 """The config of Task 1: one dataclass, filled from a YAML file; see configs/."""
+
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -95,6 +97,12 @@ class Task1Config:
             raise ValueError("finetune is used only where `base` names a general model: set base, or drop finetune.")
         if self.finetune.keep_base == "holdout" and self.data.holdout_fraction == 0:
             raise ValueError("finetune.keep_base=holdout needs data.holdout_fraction above 0.")
+
+
+def read_log(run: Path) -> dict:
+    """Return the train.json of a run folder; {} where nothing was trained there."""
+    path = run / "train.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def config_file(name: str | Path) -> Path:

@@ -103,7 +103,12 @@ class SceneData:
         return inside if inside.is_file() or not beside.is_file() else beside
 
     def labels(self, rows: pd.DataFrame) -> np.ndarray:
-        return rows.scene_label.map({name: i for i, name in enumerate(self.class_names)}).to_numpy(np.int64)
+        return label_indices(rows, self.class_names)
+
+
+def label_indices(rows: pd.DataFrame, class_names: Sequence[str]) -> np.ndarray:
+    """Return the index of each row's scene in `class_names`, int64 (N,)."""
+    return rows.scene_label.map({name: i for i, name in enumerate(class_names)}).to_numpy(np.int64)
 
 
 def open_data(root: str | Path) -> SceneData:

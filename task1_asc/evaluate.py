@@ -36,8 +36,8 @@ from common.nn.weights import published_file
 from common.progress import progress
 from common.results.records import new_record, shorten_paths, write_record
 from common.training.loop import Hardware
-from task1_asc.config import Task1Config, config_file, load_config
-from task1_asc.data import META_COLUMNS, TAU_NAME, Clips, dataset_card, load_clips, open_data
+from task1_asc.config import Task1Config, config_file, load_config, read_log
+from task1_asc.data import META_COLUMNS, TAU_NAME, Clips, dataset_card, label_indices, load_clips, open_data
 from task1_asc.model import DeviceModels
 from task1_asc.weights import load_network
 
@@ -143,27 +143,32 @@ def predict(args: argparse.Namespace, overrides: Sequence[str]) -> None:
 
 def run_config(args, overrides) -> tuple[Task1Config, dict, dict]:
     """The config a run was trained with, or --config for published weights."""
-    trained = args.run / "train.json"
-    log = json.loads(trained.read_text(encoding="utf-8")) if trained.is_file() else {}
+    log = read_log(args.run)
     if args.config:
         return *load_config(args.config, overrides), log
     if not log:
         raise DataError(f"{args.run}: no train.json; train first, or give --config with --weights.")
     importable(log.get("config_folder", "."))
-    return *build(Task1Config, log["config"], overrides, where=str(trained)), log
+    return *build(Task1Config, log["config"], overrides, where=str(args.run / "train.json")), log
+
+
+def trained_log(run: Path) -> dict:
+    """Return the train.json of a run that was trained; DataError where it was not."""
+    if log := read_log(run):
+        return log
+    raise DataError(f"{run}: no train.json; only runs that were trained here have a recipe to compare.")
 
 
 def score(args: argparse.Namespace) -> None:
     """Score a run's predictions.csv and write its result JSON."""
     about = json.loads((args.run / "predictions.json").read_text(encoding="utf-8"))
-    trained = args.run / "train.json"
-    log = json.loads(trained.read_text(encoding="utf-8")) if trained.is_file() else {}
+    log = read_log(args.run)
     given = about["weights"]["given"]  # weights that this run folder did not train: a system of its own
     if not given and sha256(args.run / "weights.pt") != about["weights"]["sha256"]:
         raise DataError(f"{args.run}: predictions.csv was made with other weights than weights.pt; predict again.")
     log = {} if given else log
     rows, logits, class_names = read_predictions(args.run / "predictions.csv")
-    labels = rows.scene_label.map({name: i for i, name in enumerate(class_names)}).to_numpy()
+    labels = label_indices(rows, class_names)
     groups = complete_groups(about["device_groups"], rows.source_label.unique(), about["trained_devices"])
     metrics = classification_scores(logits, labels, rows.source_label, class_names, groups)
     correct = logits.argmax(1) == labels
@@ -182,8 +187,7 @@ def score(args: argparse.Namespace) -> None:
         differences = paired_differences(
             correct, other_logits.argmax(1) == labels, labels, rows.source_label, groups, units
         )
-        base_log = json.loads((args.against / "train.json").read_text(encoding="utf-8"))
-        comparison = comparison_for_record(differences, against=base_log["recipe"])
+        comparison = comparison_for_record(differences, against=trained_log(args.against)["recipe"])
     recipe = f"weights/{Path(about['weights']['file']).stem}" if given else log["recipe"]
     record = new_record(
         task="task1_asc",
@@ -220,14 +224,14 @@ def compare(args: argparse.Namespace) -> None:
     rows, _, class_names = runs[0][0]
     if any(not other.filename.equals(rows.filename) for side in runs for other, _, _ in side):
         raise DataError("the runs predicted different clips; predict all of them on the same data.")
-    labels = rows.scene_label.map({name: i for i, name in enumerate(class_names)}).to_numpy()
+    labels = label_indices(rows, class_names)
     correct = [np.stack([logits.argmax(1) == labels for _, logits, _ in side]) for side in runs]
     about = json.loads((args.runs[0] / "predictions.json").read_text(encoding="utf-8"))
     groups = complete_groups(about["device_groups"], rows.source_label.unique(), about["trained_devices"])
     pooled = (pair.split("=") for pair in args.pool)
     groups |= {name: members.split(",") for name, members in pooled}
     units = rows[args.resample].to_numpy()
-    logs = [json.loads((side[0] / "train.json").read_text(encoding="utf-8")) for side in (args.runs, args.against)]
+    logs = [trained_log(side[0]) for side in (args.runs, args.against)]
     differences = paired_differences(*correct, labels, rows.source_label, groups, units)
     own = accuracy_intervals(correct[0], labels, rows.source_label, groups, units)
     entry = {

@@ -33,8 +33,8 @@ from common.submission import (
     requirements,
     rewrite_imports,
 )
-from task1_asc.config import Task1Config
-from task1_asc.data import SceneData
+from task1_asc.config import Task1Config, read_log
+from task1_asc.data import SceneData, label_indices
 from task1_asc.evaluate import read_predictions
 
 PARTS = Path(__file__).parent / "inference_package"
@@ -77,7 +77,7 @@ class System:
 
     def score(self, logits: np.ndarray) -> dict:
         """Return the scores of logits (N, K) for the clips of `rows`."""
-        labels = self.rows.scene_label.map({name: i for i, name in enumerate(self.class_names)}).to_numpy()
+        labels = label_indices(self.rows, self.class_names)
         return classification_scores(logits, labels, self.rows.source_label, self.class_names, {})
 
 
@@ -87,7 +87,7 @@ def read_system(run: Path, name: str, title: str | None, data: SceneData) -> Sys
     Raises:
         SubmissionError, DataError: no predictions, of another split or other weights, or of other classes.
     """
-    weights, about_file, trained = (run / file for file in ("weights.pt", "predictions.json", "train.json"))
+    weights, about_file = run / "weights.pt", run / "predictions.json"
     if not about_file.is_file():
         raise SubmissionError(
             f"{run}: predictions.json is missing; train, then run `python -m task1_asc.evaluate predict`."
@@ -110,7 +110,7 @@ def read_system(run: Path, name: str, title: str | None, data: SceneData) -> Sys
         )
     importable(about.get("config_folder") or ".")
     config, resolved = build(Task1Config, about["config"], where=str(about_file))
-    recipe = json.loads(trained.read_text(encoding="utf-8"))["recipe"] if trained.is_file() else run.name
+    recipe = read_log(run).get("recipe", run.name)
     devices = container_devices(load_state_dict_file(weights))
     return System(
         name, title or recipe, run, resolved, config.data.format, devices, rows, logits, class_names

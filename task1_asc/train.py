@@ -7,7 +7,6 @@ Killed at any moment, the same command goes on; a resumed CPU run ends with the 
 """
 
 import argparse
-import json
 import shutil
 import time
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ from common.files import sha256, write_atomically, write_json, write_text
 from common.results.records import environment, git_state
 from common.training.distributed import process_rank
 from common.training.loop import Hardware, fit
-from task1_asc.config import CONFIGS, Task1Config, config_file, load_config
+from task1_asc.config import CONFIGS, Task1Config, config_file, load_config, read_log
 from task1_asc.data import Clips, dataset_card, hold_out, load_clips, open_data
 from task1_asc.finetune import freeze, keep_better, renew_statistics
 from task1_asc.model import DeviceModels
@@ -206,8 +205,7 @@ def read_base(init: Path, config: Task1Config) -> dict:
     Raises:
         ConfigError: it was trained on clips that are to choose between it and the fine-tuned models.
     """
-    beside = init.parent / "train.json"
-    log = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
+    log = read_log(init.parent)
     holdout = log.get("config", {}).get("data", {}).get("holdout_fraction", 0)
     if config.finetune.keep_base == "holdout" and holdout != config.data.holdout_fraction:
         raise ConfigError(
