@@ -5,7 +5,7 @@ The rule (numpy's old `RandomState`, float64, then cast):
   dimensions are divided by the square root of the size of one output (product of all dimensions but the
   first). Vectors and scalars become 1 + x/10 if their name ends in "weight", 1 + |x|/10 if it ends in
   "running_var", else x/10.
-- inputs: scale times standard normal numbers from a given seed, float32.
+- inputs: scale times standard normal numbers from a given seed, float32; `wave` sets a chirp beside the noise.
 """
 
 import zlib
@@ -35,6 +35,16 @@ def probe(shape: Sequence[int], seed: int, scale: float) -> Tensor:
     """Return the input of a vector, float32."""
     noise = _old_numpy(seed).standard_normal(tuple(shape))
     return torch.from_numpy(np.asarray(scale * noise, dtype=np.float32))
+
+
+def wave(n_samples: int, seed: int, sample_rate: int = 16000) -> Tensor:
+    """Return two waveforms (2, T), float32: noise of 0.1, and a chirp of 0.3 that is silent after 70 %."""
+    t_s = np.arange(n_samples) / sample_rate
+    # 300 t · t in this order: features far below the chirp show the last bit of it.
+    chirp = 0.3 * np.sin(2 * np.pi * (200 * t_s + 300 * t_s * t_s))
+    chirp[int(0.7 * n_samples) :] = 0.0
+    noise = probe((2, n_samples), seed, 0.1)[0]
+    return torch.stack([noise, torch.from_numpy(chirp.astype(np.float32))])
 
 
 def _old_numpy(seed: int) -> np.random.RandomState:
