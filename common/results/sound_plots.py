@@ -1,0 +1,88 @@
+"""Pictures of sounds and of what was found in them: spectrogram, frame scores, events over time.
+
+Flow: waveform, scores, events → **figure** → notebook or PNG. Each function draws into the Axes it is given.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from scipy.signal import ShortTimeFFT, resample_poly
+from scipy.signal.windows import hann
+
+from common.results.plots import COLOURS
+
+DYNAMIC_RANGE_DB = 80
+MAX_COLUMNS = 2000  # more would not be seen, and an hour of sound would take gigabytes
+
+
+def spectrogram(axes: Axes, waveform: np.ndarray, sample_rate: int, max_hz: float | None = None) -> Axes:
+    """Draw the level over time and frequency of `waveform` (T,), in dB below its loudest point.
+
+    Args:
+        sample_rate: Hz. max_hz: top of the picture; rates far above it are lowered first.
+    """
+    if max_hz is not None and sample_rate >= 4 * max_hz:
+        factor = int(sample_rate // (2 * max_hz))
+        waveform, sample_rate = resample_poly(waveform, 1, factor), sample_rate / factor
+    window = max(16, round(0.032 * sample_rate))
+    hop = max(window // 4, -(-len(waveform) // MAX_COLUMNS))
+    transform = ShortTimeFFT(hann(window, sym=False), hop, sample_rate, scale_to="magnitude")
+    waveform = np.pad(waveform, (0, max(0, window - len(waveform))))
+    level = transform.spectrogram(waveform, p0=0, p1=transform.p_num(len(waveform)) + transform.p_min)
+    level_db = 10 * np.log10(level + 1e-12)
+    top = level_db.max()
+    axes.imshow(
+        level_db,
+        origin="lower",
+        aspect="auto",
+        cmap="magma",
+        vmin=top - DYNAMIC_RANGE_DB,
+        vmax=top,
+        extent=(0, level.shape[1] * hop / sample_rate, 0, sample_rate / 2),
+        interpolation="nearest",
+    )
+    axes.set_xlim(0, len(waveform) / sample_rate)
+    axes.set_ylim(0, min(max_hz or sample_rate / 2, sample_rate / 2))
+    axes.set_ylabel("frequency (Hz)")
+    return axes
+
+
+def frame_scores(axes: Axes, boundaries_s: np.ndarray, scores: np.ndarray, classes: Sequence[str]) -> Axes:
+    """Draw scores (N, K) between 0 and 1 as a map, one row a class, over the frames' borders (N + 1,) in s."""
+    mesh = axes.pcolormesh(
+        boundaries_s, np.arange(len(classes) + 1), scores.T, cmap="viridis", vmin=0, vmax=1, rasterized=True
+    )
+    _class_rows(axes, classes)
+    axes.figure.colorbar(mesh, ax=axes, label="score", pad=0.01)
+    return axes
+
+
+def events(axes: Axes, tables: dict[str, pd.DataFrame], classes: Sequence[str], duration_s: float) -> Axes:
+    """Draw events as bars over time, one row a class, one bar height per table.
+
+    Args:
+        tables: what it is (such as "annotated", "found") → events with columns onset, offset, event_label in s.
+    """
+    height = 0.8 / max(1, len(tables))
+    for number, (name, table) in enumerate(tables.items()):
+        for row, class_name in enumerate(classes):
+            own = table[table["event_label"] == class_name]
+            axes.broken_barh(
+                list(zip(own["onset"], own["offset"] - own["onset"], strict=True)),
+                (row + 0.9 - (number + 1) * height, height * 0.9),
+                facecolor=COLOURS[number % len(COLOURS)],
+                label=name if row == 0 else None,
+            )
+    _class_rows(axes, classes)
+    axes.set_xlim(0, duration_s)
+    axes.set_xlabel("time (s)")
+    if len(tables) > 1:
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(tables))
+    return axes
+
+
+def _class_rows(axes: Axes, classes: Sequence[str]) -> None:
+    axes.set_yticks(np.arange(len(classes)) + 0.5, [name.replace("_", " ") for name in classes], fontsize="small")
+    axes.set_ylim(len(classes), 0)  # the first class on top
