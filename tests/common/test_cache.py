@@ -262,3 +262,61 @@ def test_impossible_format_is_refused(wrong):
 def test_fit_length():
     np.testing.assert_array_equal(fit_length(np.ones((2, 3)), 4), [[1, 1, 1, 0]] * 2)
     np.testing.assert_array_equal(fit_length(np.ones((2, 3)), 2), np.ones((2, 2)))
+
+
+# ---------------------------------------------------------------- files that keep their own length
+
+OWN_LENGTH = ClipFormat(sample_rate=16000, clip_s=None, resample=True, downmix=True)
+
+
+def write_lengths(root: Path, lengths: dict[str, tuple[int, int]]) -> list[str]:
+    """Write noise of (samples, rate) for each name."""
+    rng = np.random.default_rng(0)
+    for name, (n_samples, rate) in lengths.items():
+        soundfile.write(root / name, rng.uniform(-0.5, 0.5, n_samples), rate, subtype="FLOAT")
+    return list(lengths)
+
+
+def test_own_lengths_lie_one_after_the_other(root, tmp_path):
+    names = write_lengths(root, {"a.wav": (700, 16000), "b.wav": (4410, 44100), "c.wav": (300, 16000)})
+    cache = build_cache(tmp_path / "cache", root, names, OWN_LENGTH)
+    assert cache.lengths.tolist() == [700, 1600, 300] and cache.waveforms.shape == (2600,) and cache.usable.all()
+    parts = cache.read_parts([2, 0, 0], [0, 100, 650], 400)
+    for part, name, first in zip(parts, ("c.wav", "a.wav", "a.wav"), (0, 100, 650), strict=True):
+        whole = soundfile.read(root / name, dtype="float32")[0][first : first + 400]
+        np.testing.assert_array_equal(part, np.pad(whole, (0, 400 - len(whole))))
+    with pytest.raises(ValueError, match="no common length"):
+        _ = OWN_LENGTH.n_samples
+
+
+def test_parts_of_clips_of_one_length(root, tmp_path):
+    names = write_clips(root, 3)
+    cache = build_cache(tmp_path / "cache", root, names, ClipFormat(clip_s=0.1, dtype="int16"))
+    np.testing.assert_array_equal(cache.read_parts([2, 1], [0, 10], N_SAMPLES)[0], cache.read([2])[0])
+    np.testing.assert_array_equal(cache.read_parts([1], [4400], 20)[0, :10], cache.read([1])[0, 4400:])
+
+
+def test_file_of_another_length_moves_the_others(root, tmp_path, decoded):
+    names = write_lengths(root, {"a.wav": (700, 16000), "b.wav": (500, 16000), "c.wav": (300, 16000)})
+    build_cache(tmp_path / "cache", root, names, OWN_LENGTH)
+    decoded.clear()
+    soundfile.write(root / "c.wav", np.full(300, 0.5), 16000, subtype="FLOAT")  # as long as before: nothing moves
+    build_cache(tmp_path / "cache", root, names, OWN_LENGTH)
+    assert decoded == ["c.wav"]
+    decoded.clear()
+    soundfile.write(root / "b.wav", np.full(900, 0.25), 16000, subtype="FLOAT")
+    cache = build_cache(tmp_path / "cache", root, names, OWN_LENGTH)
+    assert sorted(decoded) == names and cache.lengths.tolist() == [700, 900, 300]
+    assert (cache.read_parts([1], [0], 900) == 0.25).all() and (cache.read_parts([2], [0], 300) == 0.5).all()
+    decoded.clear()
+    build_cache(tmp_path / "cache", root, names, OWN_LENGTH)
+    assert not decoded
+
+
+def test_files_without_a_length_are_problems(root, tmp_path):
+    names = [*write_lengths(root, {"a.wav": (700, 16000)}), "gone.wav", "broken.wav"]
+    (root / "broken.wav").write_bytes(b"RIFF")
+    cache = build_cache(tmp_path / "cache", root, names, OWN_LENGTH)
+    assert cache.usable.tolist() == [True, False, False] and list(cache.problems) == ["gone.wav", "broken.wav"]
+    only_bad = build_cache(tmp_path / "cache", root, names[1:], OWN_LENGTH)
+    assert not only_bad.usable.any() and not only_bad.read_parts([0], [0], 5).any()

@@ -65,11 +65,40 @@ def test_more_columns_are_kept(tmp_path):
     assert table.to_dict("list") == {"scene_label": ["bus"], "filename": ["a.wav"], "city": [""]}
 
 
+def test_cells_that_may_be_empty_and_names_that_repeat(tmp_path):
+    path = tmp_path / "list.csv"
+    path.write_text(HEADER + "a.wav\tbus\na.wav\t\n")
+    table = read_table(path, ("filename", "scene_label"), may_be_empty=("scene_label",), unique=False)
+    assert table.scene_label.tolist() == ["bus", ""]
+    with pytest.raises(DataError, match="stands in two rows"):
+        read_table(path, ("filename", "scene_label"), may_be_empty=("scene_label",))
+    path.write_text(HEADER + "\tbus\n")
+    with pytest.raises(DataError, match="empty cell"):
+        read_table(path, ("filename", "scene_label"), may_be_empty=("scene_label",))
+
+
+def test_table_without_header(tmp_path):
+    path = tmp_path / "list.csv"
+    path.write_text("0.0\tbus\n1.0\ttram\n")
+    table = read_table(path, ("onset", "scene_label"), header=False)
+    assert table.to_dict("list") == {"onset": ["0.0", "1.0"], "scene_label": ["bus", "tram"]}
+    with pytest.raises(DataError, match=r"2 columns, expected 3 without a header line: onset, offset, scene_label\."):
+        read_table(path, ("onset", "offset", "scene_label"), header=False)
+    path.write_text("0.0,bus\n")
+    with pytest.raises(DataError, match="separated by commas, expected tabs"):
+        read_table(path, ("onset", "scene_label"), header=False)
+
+
 def test_hash_changes_with_any_cell_and_order():
     rows = pd.DataFrame({"filename": ["a", "b"], "scene_label": ["bus", "tram"]})
     assert manifest_hash(rows) == manifest_hash(rows.set_axis([5, 6]))
     others = (rows.iloc[::-1], rows.iloc[:1], rows.replace("tram", "bus"), rows[["scene_label", "filename"]])
     assert len({manifest_hash(rows), *map(manifest_hash, others)}) == 5
+
+
+def test_notes_are_shown_and_leave_a_data_set_complete():
+    report = Report(notes=["two odd rows"])
+    assert report.complete and report.text().endswith("two odd rows")
 
 
 def test_report_shows_a_few_names_and_all_counts():
