@@ -1,4 +1,4 @@
-"""Augmentations of acoustic scene clips: each draws its randomness apart from applying it.
+"""Augmentations that more than one task uses: each draws its randomness apart from applying it.
 
 Flow: waveform batch → **impulse response, roll** → front end (takes the **band masks**) → log mel →
 **Freq-MixStyle, mixup** → model.
@@ -14,6 +14,7 @@ import numpy as np
 import scipy.fft
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from torchaudio.transforms import Resample
 
 from common.audio.files import read_audio
@@ -32,7 +33,7 @@ class Roll:
     max_shift_samples: int
 
     def __post_init__(self):
-        _require(self.max_shift_samples >= 0, f"max_shift_samples {self.max_shift_samples} is negative.")
+        require(self.max_shift_samples >= 0, f"max_shift_samples {self.max_shift_samples} is negative.")
 
     def draw(self, n_clips: int, rng: np.random.Generator) -> Tensor:
         """Return shifts (B,), int64, uniform in −max … +max, both included."""
@@ -41,7 +42,7 @@ class Roll:
 
     def apply(self, waveform: Tensor, shift: Tensor) -> Tensor:
         """Return `waveform` (B, C, T), clip b delayed by `shift[b]` samples, circularly."""
-        _require(
+        require(
             waveform.ndim == 3 and shift.shape == waveform.shape[:1],
             f"waveform {tuple(waveform.shape)} and shift {tuple(shift.shape)} must be (B, C, T) and (B,).",
         )
@@ -64,7 +65,7 @@ class BandMask:
     max_width: int
 
     def __post_init__(self):
-        _require(self.max_width >= 0, f"max_width {self.max_width} is negative.")
+        require(self.max_width >= 0, f"max_width {self.max_width} is negative.")
 
     def draw(self, n_clips: int, n_rows: int, rng: np.random.Generator) -> Tensor:
         """Return masks (B, n_rows), bool, True = masked.
@@ -74,7 +75,7 @@ class BandMask:
         """
         if self.max_width == 0:
             return torch.zeros(n_clips, n_rows, dtype=torch.bool)
-        _require(
+        require(
             self.max_width <= n_rows, f"max_width {self.max_width} is more than the {n_rows} rows to mask."
         )
         width = rng.random(n_clips) * self.max_width
@@ -92,31 +93,35 @@ class FreqMixStyle:
         p: probability that a batch is changed at all (one draw for the whole batch).
         alpha: both parameters of the Beta distribution of the mixing weights.
         eps: added to the variance.
+        keep_larger: whether the larger share stays with the clip's own statistics.
 
-    Source: DCASE 2025 task 1 baseline (p 0.4, alpha 0.3), Schmid et al. 2022.
+    Source: DCASE 2025 task 1 baseline (p 0.4, alpha 0.3), Schmid et al. 2022; DCASE 2024 task 4, CP-JKU
+    (p 0.5, alpha 0.3, keep_larger).
     """
 
     p: float
     alpha: float
     eps: float = 1e-6
+    keep_larger: bool = False
 
     def __post_init__(self):
-        _check_probability(self.p)
-        _require(self.alpha > 0, f"alpha {self.alpha} must be above 0.")
-        _require(self.eps > 0, f"eps {self.eps} must be above 0.")
+        check_probability(self.p)
+        require(self.alpha > 0, f"alpha {self.alpha} must be above 0.")
+        require(self.eps > 0, f"eps {self.eps} must be above 0.")
 
     def draw(self, n_clips: int, rng: np.random.Generator) -> tuple[Tensor, Tensor] | None:
         """Return None (leave the batch alone) or (lam (B,) float32, perm (B,) int64)."""
         if rng.random() >= self.p:
             return None
-        return _draw_mix(n_clips, self.alpha, rng)
+        lam, perm = _draw_mix(n_clips, self.alpha, rng)
+        return (torch.maximum(lam, 1.0 - lam) if self.keep_larger else lam), perm
 
     def statistics(self, log_mel: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and deviation over channels and frames, both (B, 1, F, 1), of `log_mel` (B, C, F, N).
 
         The deviation is √(unbiased variance + eps). No gradient flows through either.
         """
-        _require(
+        require(
             log_mel.ndim == 4 and log_mel.shape[1] * log_mel.shape[3] > 1,
             f"log mel {tuple(log_mel.shape)}: a deviation needs (B, C, F, N) with at least two frames.",
         )
@@ -165,7 +170,7 @@ class Mixup:
     alpha: float
 
     def __post_init__(self):
-        _require(self.alpha > 0, f"alpha {self.alpha} must be above 0; leave mixup out to switch it off.")
+        require(self.alpha > 0, f"alpha {self.alpha} must be above 0; leave mixup out to switch it off.")
 
     def draw(self, n_clips: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Return (lam (B,) float32 in 0.5 … 1, perm (B,) int64)."""
@@ -184,64 +189,81 @@ class ImpulseResponse:
 
     Args:
         p: probability for each clip of the devices named.
-        devices: recording devices whose clips are changed; clips of all others stay as they are.
+        devices: recording devices whose clips are changed; clips of all others stay as they are. None = all.
+        centred: take the middle of a response, not its first tap, as its time 0.
 
     Source: Morocutti et al. 2023, device a only, 66 MicIRP responses, p 0.4 or 0.6. It goes before the roll.
+    DCASE 2024 task 4, CP-JKU: all clips, p 0.5, centred (half the taps as zeros on both sides, then only what
+    the whole response covers). As these responses have their peak in the first 3 ms, sounds then come 0.18 to
+    0.25 s before their labels.
     """
 
     p: float
-    devices: Sequence[str] = ("a",)
+    devices: Sequence[str] | None = ("a",)
+    centred: bool = False
 
     def __post_init__(self):
-        _check_probability(self.p)
-        _require(
+        check_probability(self.p)
+        require(
             not isinstance(self.devices, str), f"devices {self.devices!r} must be a list of device names."
         )
 
-    def draw(self, devices: Sequence[str], n_responses: int, rng: np.random.Generator) -> Tensor:
+    def draw(self, devices: Sequence[str] | int, n_responses: int, rng: np.random.Generator) -> Tensor:
         """Return the index of a response for each clip, −1 = none, int64 (B,).
 
         Args:
-            devices: recording device of each clip of the batch.
+            devices: recording device of each clip of the batch; or their number, where all are changed.
 
         Raises:
             ValueError: if there is no response to choose from.
         """
-        _require(
+        require(
             n_responses > 0, "no impulse response to choose from: give a folder that holds some, or drop DIR."
         )
+        n_clips = devices if isinstance(devices, int) else len(devices)
         # Drawn for every clip, so that one clip's draw does not hang on its neighbours' devices.
-        chance, index = rng.random(len(devices)), rng.integers(n_responses, size=len(devices))
-        chosen = (chance < self.p) & np.isin(np.asarray(devices, dtype=str), list(self.devices))
+        chance, index = rng.random(n_clips), rng.integers(n_responses, size=n_clips)
+        chosen = chance < self.p
+        if self.devices is not None:
+            chosen &= np.isin(np.asarray(devices, dtype=str), list(self.devices))
         return torch.from_numpy(np.where(chosen, index, -1))
 
     def apply(self, waveform: Tensor, index: Tensor, responses: Sequence[Tensor]) -> Tensor:
-        """Return `waveform` (B, C, T), clip b convolved with `responses[index[b]]` (L,), the first T samples.
+        """Return `waveform` (B, C, T), clip b convolved with `responses[index[b]]` (L,), cut to T samples.
 
-        The level is not adjusted. Clips with index −1 come back bit by bit.
+        Of the convolution's T + L − 1 samples the first T are kept; if `centred`, those from (L − 1) − L // 2
+        on. The level is not adjusted. Clips with index −1 come back bit by bit.
         """
         index = index.cpu()
         clips = (index >= 0).nonzero()[:, 0]
         if len(clips) == 0:
             return waveform
         used, which = index[clips].unique(return_inverse=True)
-        # Taps beyond the clip's length reach none of the samples that are kept.
-        kernels = [
-            responses[i].to(waveform.device, torch.float32)[: waveform.shape[-1]] for i in used.tolist()
-        ]
+        kernels = [responses[i].to(waveform.device, torch.float32) for i in used.tolist()]
+        first = 0
+        if self.centred:  # zeros in front bring all responses to the same first sample
+            skipped = [(len(kernel) - 1) - len(kernel) // 2 for kernel in kernels]
+            first = max(skipped)
+            kernels = [pad(kernel, (first - n, 0)) for kernel, n in zip(kernels, skipped, strict=True)]
+        # Taps further back than this reach none of the samples that are kept.
+        kernels = [kernel[: first + waveform.shape[-1]] for kernel in kernels]
         longest = max(len(kernel) for kernel in kernels)
         n_fft = scipy.fft.next_fast_len(waveform.shape[-1] + longest - 1, real=True)
         spectra = torch.stack([torch.fft.rfft(kernel, n_fft) for kernel in kernels])
         clips, which = clips.to(waveform.device), which.to(waveform.device)
         spectrum = torch.fft.rfft(waveform[clips].float(), n_fft) * spectra[which][:, None]
         filtered = torch.fft.irfft(spectrum, n_fft)
-        return waveform.index_copy(0, clips, filtered[..., : waveform.shape[-1]].to(waveform.dtype))
+        kept = filtered[..., first : first + waveform.shape[-1]].to(waveform.dtype)
+        return waveform.index_copy(0, clips, kept)
 
 
-def load_responses(folder: str | Path, sample_rate: int) -> list[Tensor]:
+def load_responses(
+    folder: str | Path, sample_rate: int, resampling_method: str = "sinc_interp_hann"
+) -> list[Tensor]:
     """Return the impulse responses (L,), float32, of all wav files below `folder`, ordered by their paths.
 
-    Those recorded at another rate are resampled to `sample_rate` (Hz); their level is not adjusted.
+    Those recorded at another rate are resampled to `sample_rate` (Hz) by torchaudio's `resampling_method`;
+    their level is not adjusted.
 
     Raises:
         FileNotFoundError: if the folder is missing or holds no wav file.
@@ -259,11 +281,11 @@ def load_responses(folder: str | Path, sample_rate: int) -> list[Tensor]:
     for path in paths:
         waveform, rate = read_audio(path)
         waveform = torch.as_tensor(waveform, dtype=torch.float32)
-        _require(
+        require(
             waveform.shape[0] == 1, f"{path}: {waveform.shape[0]} channels, but an impulse response has one."
         )
-        _require(bool(waveform.any()), f"{path}: only silence; remove it from the impulse responses.")
-        responses.append(Resample(rate, sample_rate)(waveform)[0])
+        require(bool(waveform.any()), f"{path}: only silence; remove it from the impulse responses.")
+        responses.append(Resample(rate, sample_rate, resampling_method)(waveform)[0])
     return responses
 
 
@@ -272,10 +294,10 @@ def _draw_mix(n_clips: int, alpha: float, rng: np.random.Generator) -> tuple[Ten
     return lam, torch.from_numpy(rng.permutation(n_clips))
 
 
-def _check_probability(p: float) -> None:
-    _require(0.0 <= p <= 1.0, f"p {p} is not a probability (0 … 1).")
+def check_probability(p: float) -> None:
+    require(0.0 <= p <= 1.0, f"p {p} is not a probability (0 … 1).")
 
 
-def _require(condition: bool, message: str) -> None:
+def require(condition: bool, message: str) -> None:
     if not condition:
         raise ValueError(message)

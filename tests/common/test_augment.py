@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import scipy.signal
 import scipy.stats
 import soundfile
 import torch
@@ -169,6 +170,13 @@ def test_freq_mixstyle_changes_a_batch_with_probability_p():
     assert FreqMixStyle(1.0, 0.3).draw(2, generator) is not None
 
 
+def test_freq_mixstyle_may_keep_the_larger_share():
+    lam, perm = FreqMixStyle(1.0, 0.3).draw(50, rng())
+    kept, same_perm = FreqMixStyle(1.0, 0.3, keep_larger=True).draw(50, rng())
+    assert torch.equal(kept, torch.maximum(lam, 1 - lam)) and torch.equal(perm, same_perm)
+    assert lam.min() < 0.5 <= kept.min()
+
+
 def test_freq_mixstyle_needs_two_frames():
     with pytest.raises(ValueError, match="at least two frames"):
         FreqMixStyle(1.0, 0.3).statistics(torch.zeros(2, 1, 5, 1))
@@ -232,6 +240,38 @@ def test_is_direct_convolution_cut_to_the_clip(n_samples, lengths, seed):
         np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=1e-4)
 
 
+@settings(max_examples=30, deadline=None)
+@given(
+    n_samples=st.integers(1, 200),
+    lengths=st.lists(st.integers(1, 300), min_size=1, max_size=3),
+    seed=st.integers(0, 99),
+)
+def test_centred_is_the_valid_part_of_the_clip_with_zeros_on_both_sides(n_samples, lengths, seed):
+    responses = [noise(length, seed=seed + i) for i, length in enumerate(lengths)]
+    waveform, index = noise(3, 1, n_samples), torch.from_numpy(rng(seed).integers(-1, len(lengths), 3))
+    out = ImpulseResponse(1.0, devices=None, centred=True).apply(waveform, index, responses)
+    for clip, found, i in zip(waveform[:, 0], out[:, 0], index.tolist(), strict=True):
+        if i < 0:
+            assert torch.equal(found, clip)
+            continue
+        padded = np.pad(clip.numpy(), len(responses[i]) // 2)
+        expected = scipy.signal.fftconvolve(padded, responses[i], mode="valid")[:n_samples]
+        np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=1e-4)
+
+
+def test_centred_takes_the_middle_tap_as_time_zero():
+    clip, index = torch.tensor([[[1.0, 2.0, 3.0, 4.0, 5.0]]]), torch.tensor([0])
+    peak_first, peak_middle = torch.eye(5)[0], torch.eye(5)[2]
+    dir_ = ImpulseResponse(1.0, devices=None, centred=True)
+    assert dir_.apply(clip, index, [peak_middle])[0, 0].round().tolist() == [1, 2, 3, 4, 5]
+    assert dir_.apply(clip, index, [peak_first])[0, 0].round().abs().tolist() == [3, 4, 5, 0, 0]  # early
+
+
+def test_without_devices_all_clips_are_drawn():
+    index = ImpulseResponse(0.6, devices=None).draw(1000, 66, rng())
+    assert index.shape == (1000,) and abs((index >= 0).float().mean() - 0.6) < 0.05
+
+
 def test_only_the_devices_named_are_drawn():
     devices = ["a", "b", "s1", "a", "unknown"] * 200
     index = ImpulseResponse(0.6).draw(devices, 66, rng())
@@ -268,6 +308,9 @@ def test_responses_are_read_in_order_at_one_rate(tmp_path):
     assert responses[2][0] == 1.0 and responses[2][1:].abs().max() == 0
     expected = torchaudio.transforms.Resample(44100, 32000)(torch.eye(441)[0])
     torch.testing.assert_close(responses[0], expected)
+    by_kaiser = torchaudio.transforms.Resample(44100, 32000, "sinc_interp_kaiser")(torch.eye(441)[0])
+    torch.testing.assert_close(load_responses(tmp_path, 32000, "sinc_interp_kaiser")[0], by_kaiser)
+    assert not torch.allclose(by_kaiser, expected)
 
 
 def test_useless_response_folders_are_named(tmp_path):
