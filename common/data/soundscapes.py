@@ -1,7 +1,9 @@
 """Write the built-in data: small procedural data sets in the layouts of the real ones, for the real loaders.
 
-Flow: plan (scene_plan.py) → scene sounds (acoustic_scenes.py) → recording devices → **files**.
+Flow: plan (scene_plan.py) → scene sounds (acoustic_scenes.py) → recording devices → **files**; for sound
+events: event_clips.py.
 Run:  python -m common.data.soundscapes task1_asc OUT [--seed 0 --n-train 900 --n-test 360 --n-snippets 2]
+      python -m common.data.soundscapes task4_sed OUT [--seed 0 --n-synth 60 …]
 
 Scores on this data say that the software works; they are not comparable with any published number. Every
 recording is drawn from the seed and its own names: the bytes do not depend on order or process count.
@@ -10,31 +12,24 @@ complete.
 """
 
 import argparse
-import fcntl
-import io
-import json
-import multiprocessing
-import os
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-import soundfile
 
 from common.data.acoustic_scenes import render_scene
+from common.data.event_clips import make_event_dataset
+from common.data.event_plan import EventOptions
+from common.data.generation import claim, finish, is_whole, locked, work, write_table, write_wav
 from common.data.recording_devices import DEVICES
 from common.data.scene_plan import Recording, SceneOptions, plan_recordings, scene_lists
 from common.data.synth import SAMPLE_RATE, name_rng
 from common.progress import progress as progress_bar
-from common.files import write_json, write_text
 
 VERSION = 1  # raise it whenever the same options give other bytes
-_CLIP_BYTES = 44 + 3 * SAMPLE_RATE  # WAV header and one second of 24 bit, as in the real data set
+_BITS = 24  # as in the real data set
 
 
 def make_scene_dataset(
@@ -62,20 +57,17 @@ def make_scene_dataset(
     card = {"name": "built-in data", "generator": generator, **asdict(options)}
     recordings = plan_recordings(options)
     root.mkdir(parents=True, exist_ok=True)
-    with _locked(root):
-        _claim(root, card)
+    with locked(root):
+        claim(root, card, parts=("meta.csv", "audio"))
         (root / "audio").mkdir(exist_ok=True)
         jobs = [(root, options, recording) for recording in recordings if not _is_done(root, options, recording)]
         n_clips = sum(len(recording.clips(n_snippets)) for _, _, recording in jobs)
         with progress_bar(total=n_clips, desc=card["name"], unit="clip", disable=not (progress and jobs)) as bar:
-            for n_done in _work(render_recording, jobs, n_processes or len(os.sched_getaffinity(0))):
+            for n_done in work(render_recording, jobs, n_processes):
                 bar.update(n_done)
-        for part in (root / "audio").glob(".*.tmp"):  # of a killed call: the lock says nobody writes
-            part.unlink()
         card["counts"] = _write_tables(root, options, recordings)
         card["note"] = "Procedural sounds and simulated devices; scores are not comparable with published ones."
-        write_json(root / "dataset.json", card)
-        (root / "generating.json").unlink(missing_ok=True)
+        finish(root, card, audio_folders=("audio",))
     return card
 
 
@@ -102,16 +94,11 @@ def _is_done(root: Path, options: SceneOptions, recording: Recording) -> bool:
 
 
 def _is_whole(path: Path) -> bool:
-    return path.is_file() and path.stat().st_size == _CLIP_BYTES
+    return is_whole(path, SAMPLE_RATE, _BITS)
 
 
 def _write_clip(path: Path, clip: np.ndarray) -> None:
-    """Write one clip, but do not sync a thousand times as soundfile would: `_is_whole` looks at the size."""
-    content = io.BytesIO()
-    soundfile.write(content, clip, SAMPLE_RATE, format="WAV", subtype="PCM_24")
-    part = path.with_name(f".{path.name}.tmp")
-    part.write_bytes(content.getvalue())
-    os.replace(part, path)
+    write_wav(path, clip, SAMPLE_RATE, _BITS)
 
 
 def _write_tables(root: Path, options: SceneOptions, recordings: list[Recording]) -> dict:
@@ -119,76 +106,34 @@ def _write_tables(root: Path, options: SceneOptions, recordings: list[Recording]
     counts = {}
     for name, members in scene_lists(recordings).items():
         rows = [(filename, r.scene) for r in members for filename, _ in r.clips(options.n_snippets)]
-        _write_table(root / "split_setup" / f"{name}.csv", ("filename", "scene_label"), rows)
+        write_table(root / "split_setup" / f"{name}.csv", ("filename", "scene_label"), rows)
         counts[name] = len(rows)
     rows = [
         (filename, r.scene, r.identifier, device)
         for r in sorted(recordings, key=lambda r: (r.scene, r.city, r.location, r.number))
         for filename, device in r.clips(options.n_snippets)
     ]
-    _write_table(root / "meta.csv", ("filename", "scene_label", "identifier", "source_label"), rows)
+    write_table(root / "meta.csv", ("filename", "scene_label", "identifier", "source_label"), rows)
     return counts | {"devices": dict(sorted(Counter(device for *_, device in rows).items()))}
 
 
-def _write_table(path: Path, header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    write_text(path, "".join("\t".join(row) + "\n" for row in [header, *rows]))
-
-
-@contextmanager
-def _locked(root: Path) -> Iterator[None]:
-    """Hold the folder: a second process that makes the same data waits, then finds everything done."""
-    folder = os.open(root, os.O_RDONLY)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(folder)
-
-
-def _claim(root: Path, card: dict) -> None:
-    """Refuse a folder with other data in it; otherwise note what is going to be written there."""
-    for stamp in ("dataset.json", "generating.json"):
-        if (root / stamp).is_file():
-            found = json.loads((root / stamp).read_text(encoding="utf-8"))
-            for key, wanted in card.items():
-                if found.get(key) != wanted:
-                    raise ValueError(
-                        f"{root}: holds data with {key} = {found.get(key)!r}, asked for {wanted!r}; "
-                        "give another folder, or delete this one."
-                    )
-            return
-    if (root / "meta.csv").exists() or any((root / "audio").glob("*")):
-        raise ValueError(f"{root}: holds data that this generator did not write; give a new or empty folder.")
-    write_json(root / "generating.json", card)
-
-
-def _work(render: Callable[..., int], jobs: list[tuple], n_processes: int) -> Iterator[int]:
-    """Yield what `render(*job)` returns, job after job."""
-    if n_processes <= 1 or len(jobs) < 20:  # starting processes takes longer than a few recordings
-        yield from (render(*job) for job in jobs)
-        return
-    context = multiprocessing.get_context("spawn")  # fork is unsafe once the caller has threads, and torch has
-    with ProcessPoolExecutor(min(n_processes, len(jobs)), context, initializer=_end_with_parent) as pool:
-        yield from pool.map(render, *zip(*jobs, strict=True), chunksize=4)
-
-
-def _end_with_parent() -> None:
-    """End this worker when the process that started it is killed; it would wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
-
-
-GENERATORS: dict[str, Callable[..., dict]] = {"task1_asc": make_scene_dataset}
+GENERATORS: dict[str, Callable[..., dict]] = {"task1_asc": make_scene_dataset, "task4_sed": make_event_dataset}
+_OPTIONS = {
+    "task1_asc": (SceneOptions(), "layout of TAU Urban Acoustic Scenes 2022 Mobile"),
+    "task4_sed": (EventOptions(), "layout of DESED and MAESTRO Real"),
+}
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m common.data.soundscapes", description="Write the built-in data.")
     tasks = parser.add_subparsers(dest="task", required=True)
-    scenes = tasks.add_parser("task1_asc", help="layout of TAU Urban Acoustic Scenes 2022 Mobile")
-    scenes.add_argument("root", metavar="OUT", type=Path)
-    for name, default in asdict(SceneOptions()).items():
-        scenes.add_argument(f"--{name.replace('_', '-')}", type=int, default=default, help=f"default {default}")
-    scenes.add_argument("--n-processes", type=int, help="default: one for each core")
+    for task, (defaults, layout) in _OPTIONS.items():
+        task_parser = tasks.add_parser(task, help=layout)
+        task_parser.add_argument("root", metavar="OUT", type=Path)
+        for name, default in asdict(defaults).items():
+            option = f"--{name.replace('_', '-')}"
+            task_parser.add_argument(option, type=int, default=default, help=f"default {default}")
+        task_parser.add_argument("--n-processes", type=int, help="default: one for each core")
     options = vars(parser.parse_args(arguments))
     task = options.pop("task")
     try:
