@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def show(load: Callable[[str], Results], build: Callable[[str], str | None], only_task: str | None) -> None:
     """Print the main table of each task, details where something was measured, and the files used."""
     for task in sorted({table.task for table in TABLES.values()}):
-        if only_task not in (None, task):
+        if only_task not in (None, task) or task not in TABLES:  # no main table: nothing has been run yet
             continue
         records = load(task).records
         comparable = [record for record in records if why_not_comparable(record) is None]

@@ -37,10 +37,11 @@ TASK1_2024 = tuple(f"dcase2024/split{percent}" for percent in (5, 10, 25, 50, 10
 
 
 class Results(NamedTuple):
-    """All that the tables of one task are made of."""
+    """All that the tables of one task are made of; `complexity`: counted costs of its networks, where there are any."""
 
     published: pd.DataFrame
     records: list[Mapping]
+    complexity: pd.DataFrame | None = None
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,8 @@ def load_results(
 ) -> tuple[Results, list[str]]:
     """Read `published`/<task>.csv (default: results/published), the records of results/<task> and of `runs`.
 
+    Counted costs come from results/complexity/<task>.csv, which `python -m <task>.complexity --csv` writes.
+
     Returns:
         the results, and one sentence for each file or record that is not used.
     """
@@ -69,7 +72,9 @@ def load_results(
         problems += [f"{r['path']}: is of {r['task']}; move it to results/{r['task']}." for r in foreign]
     usable, unused = usable_records([record for record in records if record["task"] == task])
     table = read_published(Path(published or Path(results) / "published") / f"{task}.csv")
-    return Results(table, usable), problems + unused
+    counted = Path(results) / "complexity" / f"{task}.csv"
+    costs = pd.read_csv(counted, dtype={"dim": "Int64"}) if counted.is_file() else None
+    return Results(table, usable, costs), problems + unused
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -173,6 +178,33 @@ def ranking_table(results: Results, prefix: str, split: str = "evaluation") -> s
     return markdown(["rank", "team", "published, % (evaluation set)"], rows)
 
 
+def cost_table(results: Results, part: str, prefix: str, metric_name: str) -> str:
+    """Return networks with what they cost; those of one part beside their published score.
+
+    Args:
+        part: whose networks are scored. prefix: of their published systems ("audioset_strong/" of
+            "audioset_strong/fmn10+tf-256"), whose split has the same name.
+        metric_name: published metric.
+    """
+    published = results.published[results.published["metric"] == metric_name]
+    published = published[published["split"] == prefix.rstrip("/")].set_index("system")["value"]
+    parts = []
+    for title, networks in results.complexity.groupby("part", sort=False):
+        header = ["network", "sequence model", "dim", "parameters, M", "GMACs of 10 s"]
+        header += [f"{metric_name.upper()}, published, %"] if title == part else []
+        rows = []
+        for line in networks.itertuples():
+            has_sequence = isinstance(line.sequence, str)
+            rows.append([line.network, *([line.sequence, str(line.dim)] if has_sequence else [NONE, NONE])])
+            rows[-1] += [f"{line.parameters / 1e6:.2f}", f"{line.macs / 1e9:.2f}"]
+            if title == part:
+                own = f"+{line.sequence}-{line.dim}" if has_sequence else ""
+                value = published.get(f"{prefix}{line.network}{own}")
+                rows[-1].append(NONE if value is None else f"{value:.2f}")
+        parts.append(f"**{title}**\n\n{markdown(header, rows)}")
+    return "\n\n".join(parts)
+
+
 def other_data_table(results: Results) -> str:
     """Return the runs that may not be compared, per kind of data, under headings that say which."""
     groups: dict[str, dict[tuple, list[Mapping]]] = {}
@@ -268,5 +300,12 @@ TABLES = {
         "task1_asc",
         f"Task 1: other data, built-in data and unfinished runs on {PUBLISHED_DATA['task1_asc']}",
         other_data_table,
+    ),
+    "task4_sed_complexity": Table(
+        "task4_sed",
+        "Task 4: what the networks cost, and their published PSDS1 on AudioSet Strong",
+        lambda results: cost_table(
+            results, "Frame predictors, AudioSet Strong, 447 classes", "audioset_strong/", "psds1"
+        ),
     ),
 }

@@ -25,7 +25,21 @@ from pathlib import Path
 from tests.parity.checks import Check, DifferenceError, NotCoveredError, handler_of
 from tests.parity.vectors import SHARED, Vector, find_vectors
 
-HANDLER_MODULES = ("tests.parity.task1_networks", "tests.parity.task1_formulas")
+HANDLER_MODULES = tuple(
+    f"tests.parity.{name}"
+    for name in (
+        "task1_networks",
+        "task1_formulas",
+        "sed_frontends",
+        "sed_encoders",
+        "sed_mobilenets",
+        "sed_crnn",
+        "sed_labels",
+        "sed_metrics",
+        "sed_postprocess",
+        "sed_augment",
+    )
+)
 KNOWN_VECTORS = SHARED / "parity"
 
 

@@ -1,0 +1,210 @@
+"""How the names in published checkpoints become ours.
+
+Flow: state dict under published names → **KeyMap** → state dict under our names, and what was left out.
+
+The maps of sound event detectors speak the names of whole models: `encoder.network.`, `projection.`, `crnn.`
+(task4_sed.models.fusion) and `sequence.`, `strong_head.`, `weak_head.` (task4_sed.models.prediction). A file
+with an encoder alone fills only that part of them, and a bare encoder is filled from any of them, see PARTS.
+"""
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+class WeightsError(ValueError):
+    """A checkpoint cannot be read or does not belong to the network it was given to."""
+
+
+@dataclass(frozen=True)
+class Alias:
+    """A second published name of one tensor.
+
+    Args:
+        name: regular expression for the whole second name.
+        counts: the name that counts, as a replacement for `name`; it takes the value where both are there.
+        equal: refuse a file in which the two differ.
+    """
+
+    name: str
+    counts: str
+    equal: bool = True
+
+
+@dataclass(frozen=True)
+class KeyMap:
+    """How the names in a published state dict become ours.
+
+    Args:
+        prefixes: (published, ours) pairs; the first that fits a name replaces its beginning. Other names stay.
+        renames: (regular expression, replacement) pairs for what comes then; each is applied at most once.
+        ignore: beginnings of published names that no network needs, such as the buffers of a front end.
+        ignore_others: names that no prefix fits are not needed either.
+        aliases: second names of one tensor; they are resolved first, under published names.
+        spare: beginnings of our names that a file may hold and a network may do without.
+        may_lack: beginnings of our names that a file may lack; the network then keeps what it has.
+    """
+
+    prefixes: tuple[tuple[str, str], ...] = ()
+    renames: tuple[tuple[str, str], ...] = ()
+    ignore: tuple[str, ...] = ()
+    ignore_others: bool = False
+    aliases: tuple[Alias, ...] = ()
+    spare: tuple[str, ...] = ()
+    may_lack: tuple[str, ...] = ()
+
+    def apply(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+        """Return the renamed entries and the published names left out."""
+        names, ignored = self.names(state)
+        return {ours: state[published] for ours, published in names.items()}, ignored
+
+    def names(self, state: Mapping[str, Tensor]) -> tuple[dict[str, str], list[str]]:
+        """Return {our name: published name} and the published names left out.
+
+        Raises:
+            WeightsError: two entries would get one name, or two names of one tensor hold different values.
+        """
+        names, ignored = {}, []
+        for name, counts in self._entries(state):
+            if name is None or name.startswith(self.ignore) or self._is_other(counts):
+                ignored.append(name or counts)
+                continue
+            ours = self._rename(counts)
+            if ours in names:
+                raise WeightsError(
+                    f"{names[ours]} and {name} both become {ours}: this key map does not fit the file."
+                )
+            names[ours] = name
+        return names, ignored
+
+    def _entries(self, state: Mapping[str, Tensor]) -> Iterator[tuple[str | None, str]]:
+        """Yield (name in the file, name that counts), and (None, name in the file) for a second name."""
+        taken: dict[str, str] = {}
+        for name in state:
+            counts, alias = self._resolve(name)
+            holder = counts if counts in state else taken.setdefault(counts, name)
+            if holder == name:
+                yield name, counts
+                continue
+            if alias.equal and not torch.equal(state[name], state[holder]):
+                raise WeightsError(f"{holder} and {name} are two names of one tensor, but differ in this file: "
+                                   "fetch it again, or say which of them counts by removing the other.")
+            yield None, name
+
+    def _resolve(self, name: str) -> tuple[str, Alias | None]:
+        for alias in self.aliases:
+            if re.fullmatch(alias.name, name):
+                return re.sub(alias.name, alias.counts, name), alias
+        return name, None
+
+    def _is_other(self, name: str) -> bool:
+        return self.ignore_others and not any(name.startswith(published) for published, _ in self.prefixes)
+
+    def _rename(self, name: str) -> str:
+        name = next((new + name[len(old):] for old, new in self.prefixes if name.startswith(old)), name)
+        for pattern, replacement in self.renames:
+            name = re.sub(pattern, replacement, name, count=1)
+        return name
+
+
+# What names begin with in the parts of whole models that are also filled by themselves.
+PARTS = ("", "encoder.", "encoder.network.", "crnn.")
+
+_ENCODER, _HEADS = "encoder.network.", ("strong_head.", "weak_head.", "sequence.")
+_SPARE = (_ENCODER + "mask_embed", _ENCODER + "norm_stats")  # of pre-training; of a front end, never applied
+_AFTER_ENCODER = ("projection.", "crnn.", *_HEADS)
+_BEATS_BIAS = Alias(r"(.*encoder\.layers)\.\d+(\.self_attn\.relative_attention_bias\.weight)", r"\1.0\2")
+# The two convolutions of a TCN block stand in the file twice; the reference reads the later name last.
+_TCN_TWICE = tuple(
+    Alias(rf"(.*\.network\.\d+)\.conv{i}\.(.*)", rf"\1.net.{j}.\2", equal=False) for i, j in ((1, 0), (2, 4))
+)
+_TCN_NAMES = tuple((rf"(\.network\.\d+)\.net\.{j}\.", rf"\1.conv{i}.") for i, j in ((1, 0), (2, 4)))
+
+
+# The CRNN's names begin at the root of the published state dicts.
+_CRNN_NAMES = (
+    (r"^cnn\.cnn\.conv(\d+)\.", r"crnn.cnn.blocks.\1.conv."),
+    (r"^cnn\.cnn\.batchnorm(\d+)\.", r"crnn.cnn.blocks.\1.norm."),
+    (r"^cnn\.cnn\.(?:cg|glu)(\d+)\.linear\.", r"crnn.cnn.blocks.\1.gate."),
+    (r"^rnn\.rnn\.", "crnn.gru."),
+    (r"^cat_tf\.", "crnn.merge."),
+    (r"^dense\.", "crnn.strong_head."),
+    (r"^dense_softmax\.", "crnn.attention_head."),
+)
+
+KEY_MAPS = {
+    "same names": KeyMap(),
+    # Lightning modules of the DCASE baselines: a front end called mel, and the network or the container of
+    # networks.
+    "dcase_baseline": KeyMap(prefixes=(("multi_device_model.", ""), ("model.", "")), ignore=("mel.",)),
+    # The dicts "student" and "teacher" of the stage checkpoints → FusionModel.
+    "cpjku_dcase24": KeyMap(
+        prefixes=(("as_model.head_linear_layer.", "projection."), ("as_model.model.atst.", _ENCODER),
+                  ("as_model.model.", _ENCODER)),
+        renames=_CRNN_NAMES,
+        aliases=(_BEATS_BIAS,),
+        spare=_SPARE,
+    ),
+    # Encoders trained on AudioSet strong, with or without their 527-class layer → FusionModel. What stands
+    # between "net_strong.model." and the network differs from file to file.
+    "cpjku_as_strong": KeyMap(
+        prefixes=(("net_strong.model.model.head_linear_layer.", "projection."),
+                  ("net_strong.model.head_linear_layer.", "projection."), ("net_strong.model.atst.", _ENCODER),
+                  ("net_strong.model.model.atst.", _ENCODER), ("net_strong.model.model.", _ENCODER),
+                  ("net_strong.model.", _ENCODER)),
+        ignore=("net_strong.model.att_linear_layer.", "net_strong.model.model.att_linear_layer."),
+        ignore_others=True,
+        spare=_SPARE,
+        may_lack=_AFTER_ENCODER,
+    ),
+    # ATST-Frame as its authors publish it: fine-tuned, clip-and-frame, or self-supervised teacher; or bare.
+    "atst_frame": KeyMap(
+        prefixes=(("encoder.encoder.frame_encoder.", _ENCODER), ("encoder.encoder.", _ENCODER),
+                  ("model.teacher.encoder.norm.", _ENCODER + "norm_frame."), ("model.teacher.encoder.", _ENCODER),
+                  ("atst.", _ENCODER)),
+        ignore=("encoder.encoder.teacher_module.", "model.teacher.encoder.cls_token"),
+        ignore_others=True,
+        spare=_SPARE,
+        may_lack=_AFTER_ENCODER,
+    ),
+    # The dict "model" of beats_as.pt; the layer to the 527 classes it was fine-tuned on is not used.
+    "beats": KeyMap(
+        prefixes=(("model.", _ENCODER),),
+        renames=((rf"^(?!{re.escape(_ENCODER)})", _ENCODER),),
+        ignore=("predictor.", "model.predictor."),
+        aliases=(_BEATS_BIAS,),
+        may_lack=_AFTER_ENCODER,
+    ),
+    # M2D fine-tuned on AudioSet, as its authors publish it.
+    "m2d": KeyMap(
+        prefixes=(("module.ar.runtime.backbone.", _ENCODER),),
+        ignore_others=True,
+        spare=_SPARE,
+        may_lack=_AFTER_ENCODER,
+    ),
+    # → FramePredictor. The network's own name is missing in older files ("model.cls_token").
+    "pretrained_sed": KeyMap(
+        prefixes=tuple((f"model.{name}.", _ENCODER) for name in (
+            "model", "atst", "beats", "fpasst", "m2d.backbone", "backbone", "asit", "frame_mn", "fmn",
+        )) + (("model.", _ENCODER), ("seq_model.", "sequence.")),
+        ignore=tuple(f"model.{mel}." for mel in (
+            "mel", "atst_mel", "beats_mel", "m2d.to_spec", "to_spec",
+        )),
+        aliases=(_BEATS_BIAS,),
+        spare=_SPARE,
+        may_lack=_AFTER_ENCODER,
+    ),
+    # → FramePredictor; the second spelling is what the reference renames it to.
+    "efficient_sed": KeyMap(
+        prefixes=(("net.model.", _ENCODER), ("net.seq_model.", "sequence."), ("net.", ""),
+                  ("model.fmn.", _ENCODER), ("seq_model.", "sequence.")),
+        renames=_TCN_NAMES,
+        ignore=("mel.", "net.mel.", "net.model.mel.", "model.mel."),
+        aliases=_TCN_TWICE,
+        may_lack=("strong_head.", "weak_head."),
+    ),
+    # The dicts "sed_student" and "sed_teacher" of the DCASE 2024 baseline → FusionModel; BEATs has its own file.
+    "desed_baseline": KeyMap(renames=_CRNN_NAMES, may_lack=("encoder.",)),
+}

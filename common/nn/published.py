@@ -1,0 +1,227 @@
+"""What published weights exist, where they come from and which network takes them.
+
+`architecture` is an expression that builds the network; `common.nn.weights.load_weights(network, name)` fills it.
+Names in it: MobileNet, DyMN and build_encoder of common.nn; FramePredictor, build_fusion and build_baseline of
+task4_sed; those of task 1 say so.
+"""
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+
+@dataclass(frozen=True)
+class PublishedWeights:
+    """One published checkpoint.
+
+    Attributes:
+        architecture: the class (and settings) it loads into.
+        source: the repository it belongs to.
+        licence: what the repository says about using it.
+        file: path of the file within `source` or in the archive at `url`, where known.
+        url: address of the file itself; None where only the repository is known: fetch it there by hand.
+        sha256: of what lies at `url` (or of the file, where there is no address), where known.
+        key_map: name in `common.nn.key_maps.KEY_MAPS`.
+        inner: the dict to take where the file holds several.
+        note: what else one has to know to use it.
+    """
+
+    architecture: str
+    source: str
+    licence: str
+    file: str | None = None
+    url: str | None = None
+    sha256: str | None = None
+    key_map: str = "dcase_baseline"
+    inner: str | None = None
+    note: str = ""
+
+    @property
+    def file_name(self) -> str | None:
+        """Name of the file to load; None where it is not known."""
+        path = self.file if self.url is None or self.url.endswith(".zip") else self.url
+        return None if path is None else PurePosixPath(path).name
+
+
+_NONE_STATED = "none stated: ask the authors before use beyond research"
+_GRN_NETWORK = "task1_asc CPMobile(grn=True, strides={'b2': (2, 2), 'b4': (2, 1)})"
+
+
+def _task1() -> dict[str, PublishedWeights]:
+    """Networks of task 1, DCASE 2023 to 2025."""
+    li_ntu = "https://github.com/HaoWLee/dcase2025_task1_inference"
+    kaldi = "needs the Kaldi front end of 2023"
+    return {
+        "karasin_jku_2025_system4": PublishedWeights(
+            architecture="task1_asc DeviceModels of CPMobile()",
+            source="https://github.com/turquenite/dcase2025_task1_inference",
+            licence=_NONE_STATED,
+            sha256="2c60c0869049ca216abe6d946ea3a58210d2040a2f85eece197dfb193ada5be0",
+            note="Winner of DCASE 2025 task 1: base network and one each for a, b, c, s1, s2, s3 (s2 = base).",
+        ),
+        **{
+            f"li_ntu_2025_system{n}": PublishedWeights(
+                architecture=_GRN_NETWORK, source=li_ntu, licence=_NONE_STATED,
+                file=f"predictions/Li_NTU_task1_{n}/model_state_dict.pt", note=f"fp16, 61,160 parameters; {kaldi}.",
+            )
+            for n in (1, 2)
+        },
+        "cpjku_2023_cp_mobile": PublishedWeights(
+            architecture="task1_asc CPMobile(channels_multiplier=2.3, expansion_rate=3.0, grn=True, "
+            "strides={'b2': (2, 2), 'b4': (2, 1)})",
+            source="https://github.com/fschmid56/cpjku_dcase23",
+            licence=_NONE_STATED,
+            file="DCASE23_Task1/c0a7nzin/checkpoints/epoch=149-step=81900.ckpt",
+            note=f"126,952 parameters; {kaldi}.",
+        ),
+        "li_ntu_2025_cp_resnet_teacher": PublishedWeights(
+            architecture="task1_asc CPResNet()",
+            source="https://github.com/HaoWLee/dcase2025_task1_Li_NTU",
+            licence=_NONE_STATED,
+            file="teacher_ckpt/via2gkii/checkpoints/epoch=149-step=20550.ckpt",
+            note=f"Teacher trained on the 25 % split; {kaldi} with hop 750.",
+        ),
+    }
+
+
+# name → (file, width, further arguments of the class, note)
+_MOBILE_NETS = {
+    f"mn{width:02}_as{kind}": (f"mn{width:02}_as{kind}_mAP_{mean_ap}", width, arguments, note)
+    for width, mean_ap, kind, arguments, note in (
+        (1, 298, "", "", ""), (2, 378, "", "", ""), (4, 432, "", "", ""), (5, 443, "", "", ""), (10, 471, "", "", ""),
+        (20, 478, "", "", ""), (30, 482, "", "", ""), (40, 484, "", "", ""),
+        (40, 487, "_ext", "", "trained for 300 epochs"), (40, 483, "_no_im_pre", "", "not pre-trained on ImageNet"),
+        (10, 475, "_hop_5", "", "hop 5 ms"), (10, 463, "_hop_15", "", "hop 15 ms"),
+        (10, 456, "_hop_20", "", "hop 20 ms"), (10, 447, "_hop_25", "", "hop 25 ms"),
+        (10, 453, "_mels_40", "", "40 mel bands"), (10, 461, "_mels_64", "", "64 mel bands"),
+        (10, 474, "_mels_256", "", "256 mel bands"), (10, 465, "_fc", ", head='fully_convolutional'", ""),
+    )
+}
+
+
+def _efficient_at() -> dict[str, PublishedWeights]:
+    """AudioSet taggers mn… and dymn…, and their ImageNet starts (…_im)."""
+    source = "https://github.com/fschmid56/EfficientAT"
+    release = source + "/releases/download/v0.0.1/"
+
+    def entry(file: str, architecture: str, note: str) -> PublishedWeights:
+        return PublishedWeights(architecture, source, "MIT", url=f"{release}{file}.pt", key_map="same names", note=note)
+
+    imagenet = "Pre-trained on ImageNet; its classes and input channels were not checked."
+    found = {
+        name: entry(file, f"MobileNet(width={width / 10}{arguments})",
+                    f"AudioSet tagger, mAP {file[-3:-1]}.{file[-1]}{', ' * bool(note)}{note}.")
+        for name, (file, width, arguments, note) in _MOBILE_NETS.items()
+    }
+    for width in (1, 2, 4, 5, 10, 20, 30, 40):
+        name = f"mn{width:02}_im"
+        found[name] = entry(name, f"MobileNet(width={width / 10}, n_classes=1000)", imagenet)
+    warm = "Call set_temperature(1) after loading."
+    for width, file, mean_ap in ((4, "dymn04_as", 45.0), (10, "dymn10_as", 47.7), (20, "dymn20_as_mAP_493", 49.3)):
+        name = f"dymn{width:02}"
+        network = f"DyMN(width={width / 10}"
+        found[f"{name}_as"] = entry(file, network + ")", f"AudioSet tagger, mAP {mean_ap}. {warm}")
+        found[f"{name}_im"] = entry(f"{name}_im", network + ", n_classes=1000)", imagenet)
+    return found
+
+
+def _cpjku_2024() -> dict[str, PublishedWeights]:
+    """Winner of DCASE 2024 task 4: the two stages, and the encoders they start from."""
+    source = "https://github.com/CPJKU/cpjku_dcase24"
+    encoders = {"atst": "atst_frame", "passt": "fpasst", "beats": "beats"}
+
+    def entry(file: str, architecture: str, key_map: str, note: str, **more: str) -> PublishedWeights:
+        url = f"{source}/releases/download/files/{file}"
+        return PublishedWeights(architecture, source, _NONE_STATED, url=url, key_map=key_map, note=note, **more)
+
+    found = {}
+    for short, name in encoders.items():
+        for stage in (1, 2):
+            found[f"cpjku_2024_{short}_stage{stage}"] = entry(
+                f"{short}_stage{stage}.ckpt", f"build_fusion('{name}')", "cpjku_dcase24",
+                "Holds a 'teacher' besides the student.", inner="student",
+            )
+    for short in ("atst", "passt"):
+        found[f"cpjku_2024_{short}_as_strong"] = entry(
+            f"{short}_as_strong.ckpt", f"build_fusion('{encoders[short]}')", "cpjku_as_strong",
+            "Encoder trained on AudioSet strong, start of stage 1; the projection may be missing, the CRNN is.",
+        )
+    found["cpjku_2024_atst_as"] = entry(
+        "atst_as.ckpt", "build_encoder('atst_frame')", "atst_frame",
+        "ATST-Frame fine-tuned on AudioSet.",
+    )
+    found["cpjku_2024_beats_as"] = entry(
+        "beats_as.pt", "build_encoder('beats')", "beats",
+        "BEATs iter3+ fine-tuned on AudioSet.", inner="model",
+    )
+    return found
+
+
+def _pretrained_sed() -> dict[str, PublishedWeights]:
+    """Encoders after self-supervision (fPaSST: ImageNet), AudioSet weak and AudioSet strong."""
+    source = "https://github.com/fschmid56/PretrainedSED"
+    networks = {"beats": "BEATs", "atst_frame": "ATST-F", "fpasst": "fpasst", "m2d": "M2D", "asit": "ASIT"}
+    steps = {"ssl": "_ssl", "weak": "_weak", "strong": "_strong_1"}
+    files = {f"{name}_{step}": (name, file + end) for name, file in networks.items() for step, end in steps.items()}
+    files |= {f"fmn{n}_strong": (f"fmn{n}", f"frame_mn{n}_strong_1") for n in ("06", "10")}
+    return {
+        f"pretrained_sed_{name}": PublishedWeights(
+            architecture=f"FramePredictor(build_encoder('{encoder}'))" if encoder != "asit" else "none here: ASiT",
+            source=source,
+            licence="MIT",
+            url=f"{source}/releases/download/v0.0.1/{file}.pt",
+            key_map="pretrained_sed",
+            note="" if name.endswith("strong") else "For its encoder alone: the heads are missing or of other classes.",
+        )
+        for name, (encoder, file) in files.items()
+    }
+
+
+def _efficient_sed() -> dict[str, PublishedWeights]:
+    """Frame-wise MobileNets on AudioSet weak and strong, with and without a sequence model."""
+    source = "https://github.com/theMoro/EfficientSED"
+    dims = {"04": (104,), "06": (160,), "10": (128, 256, 512, 1024), "20": (512,), "30": (768,)}
+    files = [(f"fmn{width}_{step}", width, "") for width in dims for step in ("weak", "strong")]
+    files += [
+        (f"fmn{width}+{kind}-{dim}_strong", width, f", sequence='{kind}', dim={dim}")
+        for width, found in dims.items() for kind in ("tf", "gru", "hybrid") for dim in found
+    ]
+    files.append(("fmn10+tf-256_advanced-kd-weak-strong", "10", ", sequence='tf', dim=256"))
+    return {
+        file: PublishedWeights(
+            architecture=f"FramePredictor(build_encoder('fmn{width}'){sequence})",
+            source=source,
+            licence="MIT",
+            url=f"{source}/releases/download/v0.0.1/{file}.pt",
+            key_map="efficient_sed",
+            note="The published code cannot build it (hybrid below 128)." if "hybrid-104" in file else "",
+        )
+        for file, width, sequence in files
+    }
+
+
+REGISTRY: dict[str, PublishedWeights] = {
+    **_task1(),
+    **_efficient_at(),
+    **_cpjku_2024(),
+    **_pretrained_sed(),
+    **_efficient_sed(),
+    "desed_baseline_2024": PublishedWeights(
+        architecture="build_baseline()",
+        source="https://zenodo.org/records/11280943",
+        licence=_NONE_STATED,
+        file="epoch=259-step=30680.ckpt",
+        url="https://zenodo.org/records/11280943/files/baseline_pretrained_2024.zip",
+        key_map="desed_baseline",
+        inner="sed_student",
+        note="DCASE 2024 task 4 baseline; holds a 'sed_teacher' too, but not BEATs, which has its own file.",
+    ),
+    "m2d_as_32k": PublishedWeights(
+        architecture="build_encoder('m2d', sample_rate=32000)",
+        source="https://github.com/nttcslab/m2d",
+        licence=_NONE_STATED,
+        file="weights_ep69it3124-0.47998.pth",
+        url="https://github.com/nttcslab/m2d/releases/download/v0.3.0/"
+        "m2d_as_vit_base-80x1001p16x16p32k-240413_AS-FT_enconly.zip",
+        key_map="m2d",
+        note="M2D ViT-B at 32 kHz fine-tuned on AudioSet; its BatchNorm and 527 outputs are not used.",
+    ),
+}

@@ -1,0 +1,240 @@
+"""Find sound events in recordings of any length.
+
+Flow: audio file → 16 kHz mono → windows of 10 s → **network** → frame scores → median filter or cSEBBs → events.
+Run:  python -m task4_sed.detect FILE.wav --weights cpjku_2024_atst_stage2 --download --out FOLDER
+      python -m task4_sed.detect FILE.wav --weights mine.ckpt --network "build_fusion('beats')"
+      python -m task4_sed.detect FILE.wav --untrained          (no weights at hand: a look at the output, not at events)
+
+Three files for each recording appear in the folder: NAME.scores.tsv (frame scores in sed_scores_eval's format),
+NAME.events.tsv (onset, offset in s, event_label, score) and NAME.png (spectrogram, scores, events).
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from common.audio.cache import ClipFormat
+from common.audio.files import AudioError
+from common.audio.windows import Windows
+from common.config import ConfigError
+from common.data.manifest import DataError
+from common.files import write_atomically, write_text
+from common.metrics.sed_scores import FrameScores
+from common.nn.weights import WeightsError
+from common.progress import progress
+from task4_sed.csebbs import Csebbs
+from task4_sed.labels import decode, sound_classes
+from task4_sed.model import DEFAULT_NETWORK, Detector, load_detector, untrained_detector
+from task4_sed.postprocess import median_filter
+
+PLOTTED_CLASSES = 12
+AUDIOSET_MEDIAN_FRAMES = 9  # of 40 ms, the published length for AudioSet Strong
+UNTRAINED = "UNTRAINED network with random weights: these events mean nothing"
+
+
+@dataclass(frozen=True)
+class Detection:
+    """What was found in one recording.
+
+    Attributes:
+        scores: of the one clip "recording", between 0 and 1, behind the median filter where one is used.
+        events: columns onset, offset (s), event_label, score; by onset.
+    """
+
+    scores: FrameScores
+    events: pd.DataFrame
+
+    def surest_classes(self, n: int = PLOTTED_CLASSES) -> list[int]:
+        """Return the places of the `n` classes with the highest scores anywhere, in the order of the classes."""
+        return sorted(np.argsort(-self.scores.values[0].max(0), kind="stable")[:n])
+
+
+def frame_probabilities(
+    detector: Detector, waveform: torch.Tensor, overlap: float = 0.5, batch_size: int = 4, title: str = ""
+) -> np.ndarray:
+    """Return probabilities (N, K) over a whole recording, its windows averaged where they overlap.
+
+    Args:
+        waveform: (1, T) at the detector's rate, any length.
+        overlap: share of a window that the next one covers too, 0 up to 0.95.
+        batch_size: windows at a time.
+    """
+    if not 0 <= overlap <= 0.95:
+        raise ValueError(f"overlap {overlap} must be 0 up to 0.95 of a window.")
+    windows = Windows(
+        window_samples=round(detector.clip_s * detector.sample_rate),
+        frame_samples=round(detector.grid.frame_s * detector.sample_rate),
+        n_frames=detector.grid.n_frames,
+        hop_frames=round((1 - overlap) * detector.grid.n_frames),
+    )
+    device = next(detector.parameters()).device
+    n_windows = len(windows.starts(waveform.shape[-1]))
+
+    def network(batch: torch.Tensor) -> torch.Tensor:
+        return detector(batch.to(device))["strong_logits"].float().sigmoid()
+
+    with torch.inference_mode(), progress(total=n_windows, desc=title, unit="window", disable=n_windows < 3) as bar:
+        return windows.run(waveform, network, batch_size, bar.update).numpy()
+
+
+def detect(
+    detector: Detector,
+    waveform: torch.Tensor,
+    threshold: float | Sequence[float] = 0.5,
+    median_frames: int | Sequence[int] | None = None,
+    csebbs: Csebbs | None = None,
+    **windowing,
+) -> Detection:
+    """Return what is in one recording.
+
+    Args:
+        waveform: (1, T) at the detector's rate, any length.
+        threshold: score above which a frame, or a box, is an event.
+        median_frames: length of the median filter, one or one per class (K,); None = no filter.
+        csebbs: boxes instead of the median filter.
+        windowing: overlap, batch_size, title of `frame_probabilities`.
+    """
+    scores = frame_probabilities(detector, waveform, **windowing)
+    duration_s = waveform.shape[-1] / detector.sample_rate
+    boundaries_s = np.arange(len(scores) + 1) * detector.grid.frame_s
+    if csebbs is not None:
+        boxes = csebbs.boxes(scores[None], boundaries_s, ["recording"], detector.classes)
+        events = boxes[boxes["score"] > threshold].drop(columns="filename")
+    else:
+        scores = scores if median_frames is None else median_filter(scores, median_frames)
+        events = decode(scores, boundaries_s, detector.classes, threshold)
+    events = events.assign(offset=events["offset"].clip(upper=duration_s))  # the last frame may reach further
+    events = events.sort_values(["onset", "offset"], ignore_index=True)
+    boundaries_s = np.minimum(boundaries_s, duration_s)
+    return Detection(FrameScores(["recording"], detector.classes, boundaries_s, scores[None]), events)
+
+
+def published_median(detector: Detector) -> np.ndarray | int:
+    """Return the published lengths of the median filter, frames: one per class of the task, 9 for AudioSet Strong."""
+    own = sound_classes()
+    return own.median_frames if detector.classes == own.names else AUDIOSET_MEDIAN_FRAMES
+
+
+def plot(path: Path, waveform: np.ndarray, sample_rate: int, detection: Detection, title: str) -> None:
+    """Write a picture of `waveform` (T,) and of what was found in it; the classes with the highest scores."""
+    from matplotlib.figure import Figure  # here, not above: slow to load, and no window system is needed
+
+    from common.results import sound_plots
+
+    duration_s = len(waveform) / sample_rate
+    columns, scores = detection.surest_classes(), detection.scores
+    classes = [scores.classes[k] for k in columns]
+    figure = Figure(figsize=(min(24.0, max(9.0, 0.4 * duration_s)), 9), layout="constrained")
+    axes = figure.subplots(3, 1, sharex=True, height_ratios=(1, 1, 0.9))
+    sound_plots.spectrogram(axes[0], waveform, sample_rate)
+    sound_plots.frame_scores(axes[1], scores.boundaries_s, scores.values[0][:, columns], classes)
+    sound_plots.events(axes[2], {"found": detection.events}, classes, duration_s)
+    figure.suptitle(title, fontsize="medium")
+    write_atomically(path, lambda part: figure.savefig(part, dpi=110, format="png"))
+
+
+def detect_file(path: Path, out: Path, detector: Detector, remark: str = "", **settings) -> Detection:
+    """Write NAME.scores.tsv, NAME.events.tsv and NAME.png of one audio file into `out`.
+
+    Args:
+        remark: put into the picture's title.
+        settings: of `detect`.
+
+    Raises:
+        AudioError: the file cannot be used.
+    """
+    any_length = ClipFormat(detector.sample_rate, clip_s=None, resample=True, downmix=True)
+    waveform = any_length.read(path)
+    found = detect(detector, torch.from_numpy(waveform)[None], title=path.name, **settings)
+    write_text(out / f"{path.stem}.scores.tsv", found.scores.tables()["recording"].to_csv(sep="\t", index=False))
+    write_text(out / f"{path.stem}.events.tsv", found.events.to_csv(sep="\t", index=False, float_format="%.4f"))
+    title = f"{path.name}: {len(found.events)} events" + (f" – {remark}" if remark else "")
+    plot(out / f"{path.stem}.png", waveform, detector.sample_rate, found, title)
+    return found
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m task4_sed.detect", description=__doc__.splitlines()[0])
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="recordings (WAV, FLAC, Ogg), any rate")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--weights", metavar="NAME|FILE", help="a name of common/nn/published.py, or a checkpoint")
+    which.add_argument("--untrained", action="store_true", help="random weights: shows the output, finds nothing")
+    parser.add_argument("--network", help=f"expression that builds it, like {DEFAULT_NETWORK}; default: as registered")
+    parser.add_argument("--inner", help="which dict of the checkpoint, such as teacher")
+    parser.add_argument("--encoder-weights", metavar="NAME|FILE", help="for weights without an encoder (the baseline)")
+    parser.add_argument("--download", action="store_true", help="fetch registered weights that are not there yet")
+    parser.add_argument("--weights-folder", type=Path, default=Path("downloads"), help="where they are kept")
+    parser.add_argument("--classes", type=Path, help="text file with one class name per line")
+    parser.add_argument("--threshold", type=float, default=0.5, help="score from which something is an event")
+    parser.add_argument("--no-median", action="store_true", help="leave the scores unfiltered")
+    parser.add_argument("--csebbs", type=Path, metavar="JSON", help="tuned boxes instead of the median filter")
+    parser.add_argument("--overlap", type=float, default=0.5, help="of two windows, 0 up to 0.95 (default %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=4, help="windows at a time (default %(default)s)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("runs/detect"), help="folder (default %(default)s)")
+    return parser
+
+
+def _detector(options: argparse.Namespace, say: Callable[[str], None]) -> Detector:
+    names = None
+    if options.classes:
+        try:
+            names = [line.strip() for line in options.classes.read_text(encoding="utf-8").splitlines() if line.strip()]
+        except OSError:
+            raise ConfigError(f"{options.classes}: no such file; give a text file, a class name per line.") from None
+    if options.untrained:
+        say(f"{UNTRAINED}.")
+        detector = untrained_detector(options.network or DEFAULT_NETWORK, class_names=names)
+    else:
+        detector, reports = load_detector(
+            options.weights, options.network, options.encoder_weights, names, options.inner,
+            folder=options.weights_folder, download=options.download,
+        )  # fmt: skip
+        for report in reports:
+            say(report.text())
+    return detector.to(options.device)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Detect events in files; return 1 if any of them could not be used."""
+    options, failed = _parser().parse_args(argv), 0
+    try:
+        detector = _detector(options, print)
+        csebbs = None
+        if options.csebbs:
+            own = sound_classes()
+            csebbs = Csebbs.read(options.csebbs, cell_classes=own.where(own.maestro))
+    except (ConfigError, DataError, WeightsError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    median = None if options.no_median or csebbs else published_median(detector)
+    for path in options.files:
+        try:
+            found = detect_file(
+                path, options.out, detector, UNTRAINED if options.untrained else "", threshold=options.threshold,
+                median_frames=median, csebbs=csebbs, overlap=options.overlap, batch_size=options.batch_size,
+            )  # fmt: skip
+        except (AudioError, DataError, ValueError) as error:
+            print(error, file=sys.stderr)
+            failed += 1
+            continue
+        shown, borders_s = found.events.head(40), found.scores.boundaries_s
+        remark = f" ({UNTRAINED})" if options.untrained else ""
+        what = f"{borders_s[-1]:.2f} s, {len(borders_s) - 1} frames, {len(found.events)} events"
+        print(f"\n{path.name}: {what}{remark}")
+        if len(shown):
+            print(shown.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
+        if len(shown) < len(found.events):
+            print(f"… {len(found.events) - len(shown)} more")
+        print(f"written: {options.out / path.stem}.scores.tsv, .events.tsv, .png")
+    return min(failed, 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

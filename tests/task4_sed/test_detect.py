@@ -1,0 +1,150 @@
+"""Detection in files of any length: what is written, what is said, and what cannot be used."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+import torch
+
+from task4_sed import detect as command
+from task4_sed.csebbs import BoxParameters, Csebbs
+from task4_sed.detect import detect, frame_probabilities, published_median
+from task4_sed.labels import AUDIOSET_GRID, FrameGrid, sound_classes
+from task4_sed.model import Detector, untrained_detector
+
+SMALL = "build_fusion('fmn04', hidden=8)"
+RATE = 16000
+
+
+class Loudness(torch.nn.Module):
+    """A detector whose one class is sure where the frame is loud."""
+
+    def __init__(self, grid=FrameGrid()):  # noqa: B008 - frozen
+        super().__init__()
+        self.grid, self.classes, self.sample_rate, self.clip_s = grid, ("loud", "silent"), RATE, grid.clip_s
+        self.unused = torch.nn.Parameter(torch.zeros(1))
+        self.seen = []
+
+    def forward(self, waveform):
+        self.seen.append(tuple(waveform.shape))
+        frame = round(self.grid.frame_s * RATE)
+        parts = waveform[:, 0, : self.grid.n_frames * frame].unflatten(-1, (self.grid.n_frames, frame))
+        loud = 20 * (parts.abs().amax(-1) - 0.5)
+        return {"strong_logits": torch.stack([loud, -loud], -1)}
+
+
+def bursts(duration_s, spans):
+    waveform = torch.zeros(1, round(duration_s * RATE))
+    for onset, offset in spans:
+        waveform[:, round(onset * RATE) : round(offset * RATE)] = 0.9
+    return waveform
+
+
+@pytest.mark.parametrize("overlap", [0, 0.5, 0.8])
+def test_events_of_a_long_recording_are_found_where_they_are(overlap):
+    spans = [(1.024, 2.048), (9.6, 10.88), (20.032, 21.12), (34.0, 35.0)]
+    found = detect(Loudness(), bursts(35, spans), overlap=overlap)
+    loud = found.events[found.events.event_label == "loud"]
+    np.testing.assert_allclose(loud[["onset", "offset"]], spans, atol=0.0641)
+    assert loud.offset.max() == 35.0  # the last frame is cut where the recording ends
+    assert found.scores.values.shape == (1, 547, 2)
+    assert found.scores.boundaries_s[-1] == 35.0
+
+
+def test_one_window_for_a_short_clip_and_no_more_frames_than_sound():
+    detector = Loudness()
+    found = detect(detector, bursts(2.4, [(0.5, 1.0)]))
+    assert detector.seen == [(1, 1, 160000)]
+    assert found.scores.values.shape[1] == 38  # 2.4 s in frames of 64 ms, without the 16 ms that no frame covers
+    assert detect(detector, bursts(10, [])).scores.values.shape == (1, 156, 2)
+
+
+def test_windows_come_in_small_batches_whatever_the_length():
+    detector = Loudness(AUDIOSET_GRID)
+    scores = frame_probabilities(detector, bursts(100, [(50, 51)]), batch_size=3)
+    assert max(shape[0] for shape in detector.seen) == 3
+    assert scores.shape == (2500, 2)
+    assert np.flatnonzero(scores[:, 0] > 0.5).tolist() == list(range(1250, 1275))
+
+
+def test_median_filter_and_boxes_are_choices():
+    waveform = bursts(12, [(3.008, 3.072), (6.016, 8.0)])
+    plain, smooth = (detect(Loudness(), waveform, median_frames=m).events for m in (None, 5))
+    assert (plain.event_label == "loud").sum() == 2
+    assert (smooth.event_label == "loud").sum() == 1
+    boxed = detect(Loudness(), waveform, csebbs=Csebbs(BoxParameters(), cell_classes=["silent"])).events
+    longest = boxed[boxed.event_label == "loud"].iloc[-1]
+    np.testing.assert_allclose([longest.onset, longest.offset], [6.016, 8.0], atol=0.1)
+    assert published_median(Loudness()) == 9
+    assert len(published_median(untrained_detector(SMALL))) == 27
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("recordings")
+    rng = np.random.default_rng(0)
+    soundfile.write(folder / "stereo.wav", 0.1 * rng.standard_normal((44100 * 12, 2)), 44100)
+    soundfile.write(folder / "short.flac", 0.1 * rng.standard_normal(RATE), RATE)
+    (folder / "broken.wav").write_bytes(b"RIFF no sound at all")
+    return folder
+
+
+def test_command_writes_scores_events_and_picture(recordings, tmp_path, capsys):
+    files = [str(recordings / name) for name in ("stereo.wav", "short.flac")]
+    assert command.main([*files, "--untrained", "--network", SMALL, "--out", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert said.count("UNTRAINED network with random weights: these events mean nothing") == 3
+    assert "stereo.wav: 12.00 s, 188 frames" in said
+    scores = pd.read_csv(tmp_path / "stereo.scores.tsv", sep="\t")
+    assert list(scores.columns) == ["onset", "offset", *sound_classes().names]
+    assert scores.offset.iloc[-1] == 12.0
+    np.testing.assert_allclose(scores.onset[1:], scores.offset[:-1])
+    events = pd.read_csv(tmp_path / "stereo.events.tsv", sep="\t")
+    assert list(events.columns) == ["onset", "offset", "event_label", "score"]
+    assert (tmp_path / "stereo.png").read_bytes().startswith(b"\x89PNG")
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_a_broken_file_is_named_and_the_others_are_done(recordings, tmp_path, capsys):
+    files = [str(recordings / name) for name in ("broken.wav", "gone.wav", "short.flac")]
+    assert command.main([*files, "--untrained", "--network", SMALL, "--out", str(tmp_path)]) == 1
+    said = capsys.readouterr()
+    assert [line.split(": ")[0] for line in said.err.strip().splitlines()] == files[:2]
+    assert (tmp_path / "short.events.tsv").is_file()
+
+
+def test_weights_come_from_a_file_and_are_reported(recordings, tmp_path, capsys):
+    torch.save(untrained_detector(SMALL, seed=3).network.state_dict(), tmp_path / "mine.pt")
+    arguments = [str(recordings / "short.flac"), "--weights", str(tmp_path / "mine.pt"), "--out", str(tmp_path)]
+    assert command.main(arguments) == 1
+    assert "is not in the registry: say which network it is" in capsys.readouterr().err
+    assert command.main([*arguments, "--network", SMALL]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("Loaded ")
+    assert "UNTRAINED" not in said
+    assert command.main([*arguments, "--network", "build_fusion('fmn06', hidden=8)"]) == 1
+    assert "do not fit FusionModel" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (["--weights", "cpjku_2024_atst_stage2"], "allow the download, or fetch https://github.com/CPJKU"),
+        (["--weights", "cpjku_2024_atst_stage3"], "did you mean cpjku_2024_atst_stage"),
+        (["--untrained", "--network", "build_fusoin('atst_frame')"], "use build_fusion"),
+        (["--untrained", "--network", SMALL, "--classes", "nowhere.txt"], "nowhere.txt: no such file"),
+        (["--untrained", "--network", SMALL, "--csebbs", "nowhere.json"], "nowhere.json"),
+        (["--untrained", "--network", SMALL, "--overlap", "1"], "overlap 1.0 must be 0 up to 0.95"),
+    ],
+)
+def test_what_cannot_work_is_one_sentence(recordings, tmp_path, capsys, arguments, sentence):
+    files = [str(recordings / "short.flac"), "--weights-folder", str(tmp_path), "--out", str(tmp_path)]
+    assert command.main([*files, *arguments]) == 1
+    error = capsys.readouterr().err
+    assert sentence in error
+    assert len(error.strip().splitlines()) == 1
+
+
+def test_detector_refuses_what_gives_no_frames():
+    with pytest.raises(ValueError, match="put it into a FramePredictor"):
+        Detector(torch.nn.Linear(2, 2))
