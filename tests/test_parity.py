@@ -42,6 +42,24 @@ def test_all_task1_vectors_hold(task1):
     assert outcomes["mn10_sensitive"].verdict == "ok"
 
 
+@pytest.mark.slow
+def test_all_sed_vectors_hold(shared):
+    outcomes = run_all(shared / "parity" / "sed")
+    assert not [outcome.line() for outcome in outcomes.values() if not outcome.counts]
+    assert len(outcomes) >= 35
+
+
+@pytest.mark.parametrize(
+    "pattern", ["augment", "crnn_*", "csebbs", "extra/crnn_*", "extra/seq_*", "fmn10_tcn256", "label_encoder",
+                "median_filter", "mel_frontends", "mpauc"]
+)  # fmt: skip
+def test_sed_vectors_without_large_networks_hold(shared, pattern):
+    runner = Runner(shared / "parity" / "sed")
+    outcomes = [runner.check(*pair) for pair in runner.vectors(pattern)]
+    assert outcomes
+    assert not [outcome.line() for outcome in outcomes if not outcome.counts]
+
+
 def test_seed_and_shape_come_from_the_file(task1, tmp_path):
     copy_vector(task1, "cpmobile_2025", tmp_path, lambda spec: spec["inputs"]["out_b2"].update(seed=1000))
     copy_vector(task1, "frontend_2023_cpm", tmp_path, lambda spec: spec.update(probe=[[1, 30000], 4, 0.1]))
