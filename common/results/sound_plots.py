@@ -14,11 +14,12 @@ from scipy.signal.windows import hann
 from common.results.plots import COLOURS
 
 DYNAMIC_RANGE_DB = 80
+QUIETEST_TOP_DB = -60  # of the colours, relative to a full-scale sine: silence stays dark
 MAX_COLUMNS = 2000  # more would not be seen, and an hour of sound would take gigabytes
 
 
 def spectrogram(axes: Axes, waveform: np.ndarray, sample_rate: int, max_hz: float | None = None) -> Axes:
-    """Draw the level over time and frequency of `waveform` (T,), in dB below its loudest point.
+    """Draw the level over time and frequency of `waveform` (T,), dB relative to full scale, over a range of 80 dB.
 
     Args:
         sample_rate: Hz. max_hz: top of the picture; rates far above it are lowered first.
@@ -31,9 +32,9 @@ def spectrogram(axes: Axes, waveform: np.ndarray, sample_rate: int, max_hz: floa
     transform = ShortTimeFFT(hann(window, sym=False), hop, sample_rate, scale_to="magnitude")
     waveform = np.pad(waveform, (0, max(0, window - len(waveform))))
     level = transform.spectrogram(waveform, p0=0, p1=transform.p_num(len(waveform)) + transform.p_min)
-    level_db = 10 * np.log10(level + 1e-12)
-    top = level_db.max()
-    axes.imshow(
+    level_db = 10 * np.log10(level + 1e-20)
+    top = max(level_db.max(), QUIETEST_TOP_DB)
+    image = axes.imshow(
         level_db,
         origin="lower",
         aspect="auto",
@@ -46,6 +47,7 @@ def spectrogram(axes: Axes, waveform: np.ndarray, sample_rate: int, max_hz: floa
     axes.set_xlim(0, len(waveform) / sample_rate)
     axes.set_ylim(0, min(max_hz or sample_rate / 2, sample_rate / 2))
     axes.set_ylabel("frequency (Hz)")
+    axes.figure.colorbar(image, ax=axes, label="level (dB)", pad=0.01)
     return axes
 
 
@@ -73,6 +75,8 @@ def events(axes: Axes, tables: dict[str, pd.DataFrame], classes: Sequence[str], 
                 list(zip(own["onset"], own["offset"] - own["onset"], strict=True)),
                 (row + 0.9 - (number + 1) * height, height * 0.9),
                 facecolor=COLOURS[number % len(COLOURS)],
+                edgecolor="white",
+                linewidth=0.5,  # neighbours stay apart
                 label=name if row == 0 else None,
             )
     _class_rows(axes, classes)
@@ -84,5 +88,5 @@ def events(axes: Axes, tables: dict[str, pd.DataFrame], classes: Sequence[str], 
 
 
 def _class_rows(axes: Axes, classes: Sequence[str]) -> None:
-    axes.set_yticks(np.arange(len(classes)) + 0.5, [name.replace("_", " ") for name in classes], fontsize="small")
+    axes.set_yticks(np.arange(len(classes)) + 0.5, list(classes), fontsize="small")
     axes.set_ylim(len(classes), 0)  # the first class on top
