@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from common.data.events import SOFT_COLUMNS, merge_events
 from common.data.manifest import DataError, Report, read_table
 from task4_sed.data import Manifest, SetInfo
-from task4_sed.labels import merge_events
-from task4_sed.tables import ALL_COLUMNS, audio_files, label_table
+from task4_sed.tables import audio_files, label_table
 
 COLUMNS = ("segment_id", "start_time_seconds", "end_time_seconds", "label")
 TABLES = {"train": "audioset_train_strong.tsv", "eval": "audioset_eval_strong.tsv"}
@@ -97,7 +97,7 @@ def load_audioset_strong(root: str | Path, part: str, audio: Sequence[str] = ("a
     classes = class_lists(rows["train"], rows["eval"])
     labels = label_table(rows[part], sorted(set(display_names.values())), str(root / TABLES[part]))
     report = Report(notes=list(labels.notes))
-    events = merge_events(labels.events)[ALL_COLUMNS]
+    events = merge_events(labels.events)[list(SOFT_COLUMNS)]
     scored = classes.train if part == "train" else classes.both
     known = events.event_label.isin(scored)
     if not known.all():

@@ -5,10 +5,16 @@ Freq-MixStyle, frequency warp, filter augment** (in which order and on which cli
 
 Draw and apply are apart. Draws come from a NumPy generator and are CPU tensors, numbers or None (leave
 everything alone); `apply` takes tensors on any device. Shapes: front-end features (B, C, F, N), class masks
-(B, K) bool, labels and pseudo-labels (B, K, L) with time last, as the networks' outputs have it.
+(B, K) bool, labels and pseudo-labels (B, K, L) with time last, as the networks' outputs have it: targets of
+`task4_sed.labels` come as (B, L, K) and are transposed before.
 
 Source: DCASE 2024 task 4, system of CP-JKU. Device responses and Freq-MixStyle are those of
-`common.audio.augment`: `ImpulseResponse(p, devices=None, centred=True)`, `FreqMixStyle(p, 0.3, keep_larger=True)`.
+`common.audio.augment`: `ImpulseResponse(p, devices=None, centred=True)` with
+`load_responses(folder, 16000, resampling_method="sinc_interp_kaiser")`, and
+`FreqMixStyle(p, 0.3, keep_larger=True)`.
+
+Fault of the published code, kept as default: its time mask sets the labels to zero (twice), but never the
+pseudo-labels (`TimeMask.mask_pseudo_labels`).
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate, pad
+from torch.nn.functional import interpolate
 
 from common.audio.augment import Mixup, Roll, check_probability, require
 
@@ -29,12 +35,13 @@ MixDraw = tuple[Tensor, Tensor]  # (lam (B,) float32, perm (B,) int64): the shar
 
 @dataclass(frozen=True)
 class RandomCrop:
-    """Cut longer recordings at random to one length, pad shorter ones with silence at their end.
+    """Draw which part of a longer recording is used.
 
-    Labels are cut to the same piece by `task4_sed.labels`, which is told `onset_s`.
+    `task4_sed.clip_audio.ClipAudio.read` takes the first sample and pads what is too short with silence at its end;
+    `task4_sed.labels.EventArrays.encode` takes `onset_s` and cuts the labels to the same part.
 
     Args:
-        duration_s: length of the result.
+        duration_s: length of the part.
         sample_rate: in Hz.
     """
 
@@ -51,11 +58,6 @@ class RandomCrop:
     def draw(self, n_samples: int, rng: np.random.Generator) -> int:
         """Return the first sample of the crop of a recording of `n_samples`; 0 if there is nothing to cut."""
         return int(rng.integers(max(n_samples - self.n_samples, 0), endpoint=True))
-
-    def apply(self, waveform: Tensor, first_sample: int) -> Tensor:
-        """Return the crop (..., n_samples) of `waveform` (..., T)."""
-        crop = waveform[..., first_sample : first_sample + self.n_samples]
-        return pad(crop, (0, self.n_samples - crop.shape[-1]))
 
     def onset_s(self, first_sample: int) -> float:
         """Return where the crop starts, s, rounded to 1 ms: its labels are moved by that."""
@@ -201,7 +203,8 @@ class TimeMask:
     Args:
         min_share, max_share: length of the stretch as a share of the label frames.
         frames_per_label: frames of the CRNN for one frame of the labels.
-        mask_pseudo_labels: whether pseudo-labels are set to zero as well. They were not as published.
+        mask_pseudo_labels: whether pseudo-labels are set to zero as well. As published they are not: the loss
+            on them then asks for sounds that were taken away.
     """
 
     min_share: float = 0.05
@@ -256,7 +259,7 @@ class FrequencyWarp:
     """Stretch a random part of the mel rows over all of them, alike for all clips of a group.
 
     Args:
-        p: probability that a group is changed.
+        p: probability of a change; views.py decides once for all groups of a batch.
         min_share: smallest share of the rows that is kept.
     """
 

@@ -36,8 +36,8 @@ class ClipAudio:
     def read(self, items: Sequence[int], n_samples: int, first: Sequence[int] | int = 0) -> np.ndarray:
         """Return `n_samples` of each clip from its sample `first` on, float32 (B, T), ±1; zeros after its end.
 
-        Clips longer than that: draw `first` (task4_sed.augment.RandomCrop), as the published loader does even in
-        validation, or take windows over the whole clip (`whole`).
+        Clips longer than that: draw `first` (task4_sed.augment.RandomCrop, whose `onset_s` moves the labels), as the
+        published loader does even in validation, or take windows over the whole clip (`whole`).
         """
         items, first = np.asarray(items), np.broadcast_to(first, len(items))
         waveforms = self.cache.read_parts(self.rows[items], self.first[items] + first, n_samples)

@@ -2,6 +2,9 @@
 
 Flow: table of events → aliases → crop → **targets (B, N, K)** → losses;  frame scores → **events**.
 
+Targets and scores here have time before classes, as tables and score files do. Networks, augmentations and losses have
+time last, (B, K, N): `torch.from_numpy(targets).transpose(1, 2)`.
+
 An events table has the columns filename, onset, offset (s, from the clip's start), event_label and, for soft labels,
 confidence (0 to 1). The 27 classes in order, what they belong to, and the published median windows are in classes.csv;
 which label of one data set also counts as one of the other is in aliases.csv.
@@ -13,16 +16,17 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
 
 from common.data.manifest import DataError
 
-EVENT_COLUMNS = ("filename", "onset", "offset", "event_label")
 SOURCES, USES, RECIPES = ("desed", "maestro", "mixed"), ("train", "validation", "test"), ("winner", "baseline")
 OVERLAPS = ("maximum", "overwrite")
 HERE = Path(__file__).parent
+ArrayOrTensor = TypeVar("ArrayOrTensor")  # of NumPy or PyTorch
 
 
 # ---------------------------------------------------------------- classes
@@ -191,6 +195,8 @@ class EventArrays:
                crop_onset_s: Sequence[float] | float = 0.0) -> np.ndarray:
         """Return targets of clips, float32 (B, N, K): the confidence of the event in every frame it touches.
 
+        Time comes before classes; task4_sed.augment and task4_sed.views take (B, K, N).
+
         Args:
             items: which clips (B,); None: all.
             overlap: of events of one class in one clip, "maximum" takes the surer one; "overwrite" the one that stands
@@ -253,38 +259,19 @@ def as_frames(clip_labels: np.ndarray, n_frames: int) -> np.ndarray:
     return targets
 
 
-def weak_labels(targets: np.ndarray, whole: bool = False) -> np.ndarray:
-    """Return bool (B, K) from targets (B, N, K): classes whose sum over time is above 0, or, `whole`, at least 1.
+def weak_labels(targets: ArrayOrTensor, whole: bool = False, time_axis: int = 1) -> ArrayOrTensor:
+    """Return the labels (B, K) of weakly labelled clips: the sum of their targets over time, at most 1.
 
-    Source: the published training takes any sum (mixed clips have parts of labels), its validation whole ones.
+    As these targets stand in frame 0 alone (`as_frames`), a mix of targets gives the mix of the labels: a clip that has
+    a quarter of a dog has the label 0.25.
+
+    Args:
+        targets: array or tensor, (B, N, K); (B, K, N) with `time_axis` −1.
+        whole: return bool instead, whether the sum is at least 1.
+    Source: DCASE 2024 task 4, system of CP-JKU: soft labels in training, whole ones in validation.
     """
-    total = targets.sum(1)
-    return total >= 1 if whole else total > 0
-
-
-# ---------------------------------------------------------------- events among themselves
-
-
-def merge_events(events: pd.DataFrame) -> pd.DataFrame:
-    """Return events with those of one class in one clip that overlap or touch made one; by clip, class and onset.
-
-    Further columns keep the value of the earliest of them.
-    """
-    keys = ["filename", "event_label"]
-    rows = events.sort_values([*keys, "onset"], ignore_index=True)
-    running = rows.groupby(keys).offset.cummax()
-    before = running.groupby([rows.filename, rows.event_label]).shift()
-    group = (~(rows.onset <= before)).cumsum()  # true where nothing goes before
-    merged = rows.groupby(group).first()
-    return merged.assign(offset=rows.offset.groupby(group).max())[list(events.columns)].reset_index(drop=True)
-
-
-def overlapping(events: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows that start before an earlier event of their class in their clip has ended."""
-    rows = events.sort_values(["filename", "event_label", "onset"], kind="stable")
-    keys = [rows.filename, rows.event_label]
-    before = rows.offset.groupby(keys).cummax().groupby(keys).shift()
-    return events.loc[rows.index[rows.onset < before]]
+    total = targets.sum(time_axis)
+    return total >= 1 if whole else total.clip(0, 1)
 
 
 # ---------------------------------------------------------------- scores to events

@@ -6,18 +6,19 @@ All are separated by tabs; the columns are filename, onset, offset, event_label 
 filename, event_labels (joined by commas) for weak ones, filename for lists.
 """
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import soundfile
 
+from common.data.events import AUDIO_ENDINGS, EVENT_COLUMNS, SOFT_COLUMNS, clip_name, overlapping
 from common.data.manifest import DataError, read_table
-from common.metrics.sed_scores import AUDIO_ENDINGS, clip_name
-from task4_sed.labels import EVENT_COLUMNS, class_indices, overlapping, require_known
+from task4_sed.labels import class_indices, require_known
 
 LATE_S = 1e-3  # ends that late after the clip's end are rounding
-ALL_COLUMNS = [*EVENT_COLUMNS, "confidence"]
 
 
 @dataclass
@@ -48,7 +49,7 @@ def read_events(path: str | Path, class_names: Sequence[str], soft: bool = False
     Raises:
         DataError: a table that cannot be used.
     """
-    path, columns = Path(path), ALL_COLUMNS if soft else list(EVENT_COLUMNS)
+    path, columns = Path(path), SOFT_COLUMNS if soft else EVENT_COLUMNS
     table = read_table(path, columns, may_be_empty=columns[1:], unique=False)
     return label_table(table, class_names, str(path), allow_unknown)
 
@@ -82,7 +83,7 @@ def label_table(table: pd.DataFrame, class_names: Sequence[str], where: str, all
         row = events[backward].iloc[0]
         notes.append(f"{where}: {backward.sum()} rows left out whose offset is not after their onset, the first of "
                      f"{row.filename}: {row.onset:g} to {row.offset:g} s.")
-    events = events[~backward].reset_index(drop=True)[ALL_COLUMNS]
+    events = events[~backward].reset_index(drop=True)[list(SOFT_COLUMNS)]
     if (events.onset < 0).any():
         notes.append(f"{where}: {(events.onset < 0).sum()} events start before 0 s; labels are clipped to the clip.")
     if "confidence" not in table and len(twice := overlapping(events)):
@@ -117,7 +118,7 @@ def read_weak(path: str | Path, class_names: Sequence[str], allow_unknown: bool 
                      f"{', '.join(sorted(set(events.event_label[~known])))}.")
     events = events[known].drop_duplicates(["filename", "event_label"], ignore_index=True)
     events = events[["filename", "event_label"]].assign(onset=np.nan, offset=np.nan, confidence=1.0)
-    return LabelTable(list(table.filename), events[ALL_COLUMNS], notes)
+    return LabelTable(list(table.filename), events[list(SOFT_COLUMNS)], notes)
 
 
 def read_list(path: str | Path) -> list[str]:
@@ -125,10 +126,36 @@ def read_list(path: str | Path) -> list[str]:
     return list(read_table(path, ("filename",)).filename)
 
 
+def read_exclusions(path: str | Path) -> set[str]:
+    """Return the names of the clips in a list of clips to leave out; it may be empty, and rows may stand twice."""
+    lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
+    if lines and lines[0].strip() == "filename" and not any(map(str.strip, lines[1:])):
+        return set()
+    return set(map(clip_name, read_table(path, ("filename",), unique=False).filename))
+
+
 def past_the_end(events: pd.DataFrame, durations: dict[str, float]) -> pd.DataFrame:
     """Return the events that end after their clip, with how much in the column late_s; `durations` by clip name."""
     late_s = events.offset - events.filename.map(clip_name).map(durations)
     return events.assign(late_s=late_s)[late_s > LATE_S]
+
+
+def header_problems(root: Path, files: Sequence[str], n_threads: int = 4) -> dict[str, str | None]:
+    """Return for each audio file (relative to `root`) a sentence if its header cannot be used, otherwise None.
+
+    Samples are not decoded: 10,000 files take seconds, but one that is cut off may pass.
+    """
+
+    def problem(file: str) -> str | None:
+        try:
+            n_frames = soundfile.info(root / file).frames
+        except (soundfile.LibsndfileError, RuntimeError) as error:
+            reason = str(error).split(": ", 1)[-1].rstrip(".")
+            return f"{root / file}: cannot be opened ({reason}); the file is damaged, get it again."
+        return None if n_frames else f"{root / file}: holds no samples; get the file again."
+
+    with ThreadPoolExecutor(n_threads) as pool:
+        return dict(zip(files, pool.map(problem, files)))
 
 
 def audio_files(folder: Path) -> dict[str, str]:

@@ -5,6 +5,9 @@ Flow: front ends → **augmentations** → student's and teacher's batch → net
 Stage 1: time shift → mixup → Freq-MixStyle → time mask → two filter augmentations, one for each network.
 Stage 2: time shift → time mask → (copy for the teacher) → mixup → Freq-MixStyle → frequency warp → filter.
 
+Whether a batch is mixed, styled, warped or filtered at all is decided once for each of these; how, is then drawn for
+every group of clips, for the features of either network, and for student and teacher.
+
 Source: DCASE 2024 task 4, system of CP-JKU.
 """
 
@@ -28,6 +31,7 @@ from task4_sed.augment import (
 
 SETS = ("maestro", "strong", "synth", "weak", "unlabeled")  # in the order they have in a batch
 Groups = tuple[tuple[str, ...], ...]  # sets whose clips are mixed, or masked alike, with each other
+MIX_GROUPS: Groups = (("weak",), ("maestro", "strong", "synth"), ("unlabeled",))
 TEACHER_VIEWS = ("mixed", "unmixed")
 
 
@@ -38,8 +42,8 @@ class SedBatch:
     Attributes:
         amplitude: mel amplitudes of the CRNN (B, 1, F, N), linear.
         encoder_mel: log mel of the transformer (B, 1, F', N'), as its front end gives it.
-        labels: (B, K, L), 0 … 1.
-        class_mask: classes that each clip is annotated for (B, K), bool.
+        labels: (B, K, L), 0 … 1, time last as the networks' outputs have it; `task4_sed.labels` gives (B, L, K).
+        class_mask: classes that each clip is annotated for (B, K), bool; outputs of both networks are masked by it.
         pseudo_labels: (B, K, L), 0 … 1, or None.
     """
 
@@ -76,9 +80,12 @@ class Views:
 
     Args:
         teacher: "mixed" (stage 1): the teacher sees the student's mixed clips through another filter.
-            "unmixed" (stage 2): the clips as they are before mixup, Freq-MixStyle, warp and filter.
-        mixup_p: probability that a batch is mixed; one decision for all groups.
-        mixup, mixstyle, warp, filter, encoder_filter, time_mask, time_shift: None switches one off.
+            "unmixed" (stage 2): the clips as they are before mixup, Freq-MixStyle, warp and filter, but with the class
+            mask of the student's: as published, outputs for unmixed clips are masked by the classes of the mix.
+        mixup_p: probability that a batch is mixed.
+        mixup, mixstyle, warp, filter, encoder_filter, time_mask, time_shift: None switches one off; p of each is the
+            probability that it changes a batch, and then it changes all groups, in the features of both networks
+            (mixup, mixstyle) or of student and teacher (filter).
         mixup_groups, mixstyle_groups, warp_groups, time_mask_groups: sets whose clips are mixed with each other,
             or changed alike.
     """
@@ -86,9 +93,9 @@ class Views:
     teacher: str = "mixed"
     mixup_p: float = 0.5
     mixup: ClassMixup | None = ClassMixup()
-    mixup_groups: Groups = (("weak",), ("maestro", "strong", "synth"), ("unlabeled",))
+    mixup_groups: Groups = MIX_GROUPS
     mixstyle: FreqMixStyle | None = None
-    mixstyle_groups: Groups = (("maestro",), ("strong", "synth"), ("weak",), ("unlabeled",))
+    mixstyle_groups: Groups = MIX_GROUPS
     warp: FrequencyWarp | None = None
     warp_groups: Groups = (("strong", "synth"), ("weak",), ("unlabeled",))
     filter: FilterAugment | None = None
@@ -116,37 +123,42 @@ class Views:
         n_mels, n_encoder_mels = batch.amplitude.shape[2], batch.encoder_mel.shape[2]
         require(sum(sizes.values()) == n_clips, f"{n_clips} clips in the batch, but sets of {dict(sizes)}.")
 
+        def if_chosen(one):
+            return replace(one, p=1.0) if one and rng.random() < one.p else None
+
         def partners(one, groups):
             return draw_in_groups(one.draw, group_rows(groups, sizes), n_clips, rng) if one else None
 
         def per_group(one, groups, n_rows):
-            drawn = [(rows, one.draw(n_rows, rng)) for rows in group_rows(groups, sizes) if len(rows)] if one else []
-            return tuple((torch.from_numpy(rows), draw) for rows, draw in drawn if draw is not None)
+            all_rows = group_rows(groups, sizes) if one else []
+            return tuple((torch.from_numpy(rows), one.draw(n_rows, rng)) for rows in all_rows if len(rows))
 
         def curve(one, n_rows):
             return one.draw(n_clips, n_rows, rng) if one else None
 
+        mixed, style, warp = rng.random() < self.mixup_p, if_chosen(self.mixstyle), if_chosen(self.warp)
+        curves, encoder_curve = if_chosen(self.filter), if_chosen(self.encoder_filter)
         return ViewDraws(
             shift=self.time_shift.draw(n_clips, batch.amplitude.shape[-1], rng) if self.time_shift else None,
             time_masks=per_group(self.time_mask, self.time_mask_groups, batch.labels.shape[-1]),
-            mix=partners(self.mixup, self.mixup_groups) if rng.random() < self.mixup_p else None,
-            style=partners(self.mixstyle, self.mixstyle_groups),
-            encoder_style=partners(self.mixstyle, self.mixstyle_groups),
-            warps=per_group(self.warp, self.warp_groups, n_encoder_mels),
-            filters=(curve(self.filter, n_mels), curve(self.filter, n_mels)),
-            encoder_filter=curve(self.encoder_filter, n_encoder_mels),
+            mix=partners(self.mixup, self.mixup_groups) if mixed else None,
+            style=partners(style, self.mixstyle_groups),
+            encoder_style=partners(style, self.mixstyle_groups),
+            warps=per_group(warp, self.warp_groups, n_encoder_mels),
+            filters=(curve(curves, n_mels), curve(curves, n_mels)),
+            encoder_filter=curve(encoder_curve, n_encoder_mels),
         )
 
     def apply(self, batch: SedBatch, draws: ViewDraws) -> tuple[SedBatch, SedBatch]:
-        """Return the student's and the teacher's batch."""
+        """Return the student's and the teacher's batch, with one class mask for both (see `teacher`)."""
         batch = self._shift(batch, draws)
         if self.teacher == "mixed":
             batch = self._mask(self._mix(batch, draws), draws)
             views = [self._filter(batch, one) for one in draws.filters]
             return tuple(self._encoder_only(view, draws) for view in views)
-        teacher = self._mask(batch, draws)
-        student = self._filter(self._mix(teacher, draws), draws.filters[0])
-        return self._encoder_only(student, draws), teacher
+        unmixed = self._mask(batch, draws)
+        student = self._filter(self._mix(unmixed, draws), draws.filters[0])
+        return self._encoder_only(student, draws), replace(unmixed, class_mask=student.class_mask)
 
     def _shift(self, batch: SedBatch, draws: ViewDraws) -> SedBatch:
         if (shift := draws.shift) is None:

@@ -11,16 +11,15 @@ import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from common.data.events import EVENT_COLUMNS, clip_name, event_rows, merge_events
 from common.data.manifest import DataError, read_table
 
-AUDIO_ENDINGS = (".wav", ".flac", ".mp3", ".ogg", ".m4a", ".opus")
-EVENT_COLUMNS = ("filename", "onset", "offset", "event_label")
-BLANK = ("", "nan", "none")
 SAME_TIME_S = 1e-6  # sed_scores_eval rounds times to six decimals
 
 
@@ -52,7 +51,7 @@ class FrameScores:
                 f"{shape[2]} classes need {shape}."
             )
         for what, names in (("clip", self.clips), ("class", self.classes)):
-            if twice := _first_twice(names):
+            if twice := first_twice(names):
                 raise DataError(f"the {what} {twice!r} stands twice among the scores; keep one of the two.")
         if problem := _grid_problem(self.boundaries_s):
             raise DataError(f"borders of frames: {problem}.")
@@ -127,6 +126,7 @@ def write_score_folder(folder: str | Path, scores: FrameScores | Mapping[str, pd
     if folder.exists() and (other := [path.name for path in folder.iterdir() if path.suffix != ".tsv"]):
         raise DataError(f"{folder}: holds {other[0]}, which is no file of scores; write to a folder of its own.")
     temporary, old = (folder.with_name(f".{folder.name}.{end}") for end in (f"{os.getpid()}.tmp", "old"))
+    shutil.rmtree(temporary, ignore_errors=True)  # of a killed process that had the same number
     temporary.mkdir(parents=True)
     try:
         for clip, table in tables.items():
@@ -146,74 +146,136 @@ def _table_text(table: pd.DataFrame, digits: int) -> str:
     return "\t".join(table.columns) + "\n" + row * len(table) % tuple(table.to_numpy(dtype=np.float64).ravel().tolist())
 
 
-def read_score_folder(path: str | Path, classes: Sequence[str] | None = None) -> dict[str, pd.DataFrame]:
+def read_score_folder(
+    path: str | Path,
+    classes: Sequence[str] | None = None,
+    *,
+    required: bool = True,
+    dtype: type = np.float64,
+    notes: list[str] | None = None,
+) -> dict[str, pd.DataFrame]:
     """Return clip → table of every .tsv file of a folder, by name; other files are passed over.
 
     Args:
-        classes: columns to return, in this order; others are left out. None: those of the first file, in its order,
-            and all files must have the same, in whatever order.
+        classes: columns to return, in this order. None: those that all files have, in the order of the first.
+        required: whether a file must have all of `classes`; False: those that not all files have are left out.
+        dtype: of the scores; np.float32 takes half of the memory, and ties scores that agree to seven digits.
+        notes: gets a sentence on the classes that only some of the files have, which are not returned.
 
     Raises:
         DataError: one sentence on the first file that cannot be used, and how many others cannot.
     """
-    path = Path(path)
-    if not path.is_dir():
-        raise DataError(f"{path}: no such folder of scores.")
-    files = sorted(file for file in path.iterdir() if file.suffix == ".tsv" and not file.name.startswith("."))
-    if not files:
-        raise DataError(f"{path}: holds no score file (CLIP.tsv with the columns onset, offset and one per class).")
-    tables, problems, given = {}, [], classes is not None
-    for file in files:
+    check_once(classes or ())
+    files = _score_files(Path(path))
+    by_columns, problems = _by_columns(files)
+    common = [name for name in next(iter(by_columns), ()) if all(name in columns for columns in by_columns)]
+    wanted = common if classes is None else [name for name in classes if required or name in common]
+    if by_columns and not wanted:
+        raise DataError(f"{path}: the {len(files)} files have no class in common; predict the same for every clip.")
+    tables = {}
+    for clip in sorted(clip for clips in by_columns.values() for clip in clips):
         try:
-            table = read_score_table(file, classes, further_classes=given or classes is None)
-            if (clip := clip_name(file.stem)) in tables:
-                raise DataError(f"{file}: a second file for the clip {clip!r}; take one out.")
+            tables[clip] = read_score_table(files[clip], wanted, dtype)
         except DataError as problem:
             problems.append(str(problem))
-            continue
-        tables[clip] = table
-        classes = list(table.columns[2:]) if classes is None else classes
     if problems:
         more = f" ({len(problems) - 1} more of {len(files)} files cannot be used.)" if len(problems) > 1 else ""
         raise DataError(problems[0] + more)
+    if notes is not None and len(by_columns) > 1 and (sentence := _partly(by_columns)):
+        notes.append(sentence)
     return tables
 
 
+def _score_files(folder: Path) -> dict[str, Path]:
+    """Return clip → file of a folder, by name."""
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder of scores.")
+    files: dict[str, Path] = {}
+    for file in sorted(folder.glob("*.tsv")):
+        if file.name.startswith("."):
+            continue
+        if (clip := clip_name(file.name)) in files:
+            raise DataError(f"{file}: a second file for the clip {clip!r}, beside {files[clip].name}; take one out.")
+        files[clip] = file
+    if not files:
+        raise DataError(f"{folder}: holds no score file (CLIP.tsv with the columns onset, offset and one per class).")
+    return files
+
+
+def _by_columns(files: Mapping[str, Path]) -> tuple[dict[tuple[str, ...], list[str]], list[str]]:
+    """Return columns of scores → clips whose files have them, and what is wrong with the headers of others."""
+    by_columns: dict[tuple[str, ...], list[str]] = {}
+    problems = []
+    for clip, file in files.items():
+        try:
+            by_columns.setdefault(_score_columns(file), []).append(clip)
+        except DataError as problem:
+            problems.append(str(problem))
+    return by_columns, problems
+
+
+def _partly(by_columns: Mapping[tuple[str, ...], list[str]]) -> str | None:
+    """Return a sentence on the classes that only some files have: which have them, or which do not."""
+    said = []
+    for name in dict.fromkeys(name for columns in by_columns for name in columns):
+        having = [clip for columns, clips in by_columns.items() if name in columns for clip in clips]
+        lacking = [clip for columns, clips in by_columns.items() if name not in columns for clip in clips]
+        if lacking:
+            rare, word = (having, "only in") if len(having) <= len(lacking) else (lacking, "not in")
+            said.append(f"{name} ({word} {some(f'{clip}.tsv' for clip in rare)})")
+    return f"{len(said)} classes are not in all files of scores, and are left out: {some(said)}." if said else None
+
+
+def _score_columns(path: Path) -> tuple[str, ...]:
+    """Return the classes of a file of scores, from its first line."""
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            header = file.readline().rstrip("\r\n").split("\t")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: cannot be read as a table ({error}); write it again.") from None
+    if header == [""]:
+        raise DataError(f"{path}: cannot be read as a table (the first line is empty); write it again.")
+    if twice := first_twice(header):
+        raise DataError(f"{path}: two columns are called {twice!r}; take one out.")
+    for name in ("onset", "offset"):
+        if name not in header:
+            hint = "columns must be separated by tabs" if len(header) == 1 else f"columns are {some(header)}"
+            raise DataError(f"{path}: no column {name!r}; {hint}.")
+    if len(header) == 2:
+        raise DataError(f"{path}: has no column of scores beside onset and offset.")
+    return tuple(name for name in header if name not in ("onset", "offset"))
+
+
 def read_score_table(
-    path: str | Path, classes: Sequence[str] | None = None, further_classes: bool = True
+    path: str | Path, classes: Sequence[str] | None = None, dtype: type = np.float64
 ) -> pd.DataFrame:
-    """Return one file of scores as sed_scores_eval wants it: onset, offset, then a float64 column per class.
+    """Return one file of scores as sed_scores_eval wants it: onset, offset, then a column per class.
 
     Frames whose borders differ by less than a microsecond are made to touch exactly.
 
     Args:
-        classes: columns to return; None: all. further_classes: whether the file may have more.
+        classes: columns to return; None: all. dtype: of the scores; times are float64.
 
     Raises:
         DataError: one sentence on what is wrong with the file.
     """
+    # Not with common.data.manifest.read_table, which reads text: numbers come three times as fast as such, and there
+    # may be 17 000 files of 100 000 scores.
+    found = _score_columns(Path(path))
+    classes = found if classes is None else classes
+    if lacking := [name for name in classes if name not in found]:
+        raise DataError(f"{path}: no column {lacking[0]!r}; {nearest(lacking[0], found, 'columns are')}.")
+    columns = ["onset", "offset", *classes]
     try:
-        with open(path, encoding="utf-8-sig") as file:
-            header = file.readline().rstrip("\r\n").split("\t")
         table = pd.read_csv(path, sep="\t", encoding="utf-8-sig", float_precision="round_trip")
-    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
+    except (pd.errors.ParserError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read as a table ({str(error).strip()}); write it again.") from None
-    if twice := _first_twice(header):
-        raise DataError(f"{path}: two columns are called {twice!r}; take one out.")
-    missing = [name for name in ("onset", "offset", *(classes or ())) if name not in header]
-    if missing:
-        hint = "columns must be separated by tabs" if len(header) == 1 else f"columns are {', '.join(header)}"
-        raise DataError(f"{path}: no column {missing[0]!r}; {hint}.")
-    found = [name for name in header if name not in ("onset", "offset")]
-    if not found:
-        raise DataError(f"{path}: has no column of scores beside onset and offset.")
-    if not further_classes and (extra := [name for name in found if name not in classes]):
-        raise DataError(f"{path}: column {extra[0]!r} is not in the other files; name the classes to use.")
-    table = table[["onset", "offset", *(classes or found)]]
+    if not isinstance(table.index, pd.RangeIndex):  # pandas would take the first column for row names
+        raise DataError(f"{path}: rows have more cells than the header has columns; write it again.")
     if table.empty:
         raise DataError(f"{path}: has a header but no frame.")
     try:
-        numbers = table.to_numpy(dtype=np.float64)
+        numbers = table[columns].to_numpy(dtype=np.float64)
     except ValueError as error:
         raise DataError(f"{path}: not a number: {error}.") from None
     if not (finite := np.isfinite(numbers).all(axis=1)).all():
@@ -227,13 +289,8 @@ def read_score_table(
     if problem := _grid_problem(np.append(onsets, offsets[-1])):
         raise DataError(f"{path}: {problem}.")
     numbers[:-1, 1] = onsets[1:]
-    return pd.DataFrame(numbers, columns=table.columns)
-
-
-def clip_name(filename: str) -> str:
-    """Return a file name without the ending of an audio file: a.wav → a, but Y12_30.000_40.000 stays as it is."""
-    stem, ending = os.path.splitext(filename)
-    return stem if ending.lower() in AUDIO_ENDINGS else filename
+    table = pd.DataFrame(numbers, columns=columns)
+    return table if dtype is np.float64 else table.astype(dict.fromkeys(classes, dtype))
 
 
 def _grid_problem(borders: np.ndarray) -> str | None:
@@ -245,9 +302,30 @@ def _grid_problem(borders: np.ndarray) -> str | None:
     return None
 
 
-def _first_twice(names: Iterable[str]) -> str | None:
+# ---------------------------------------------------------------- names
+
+
+def first_twice(names: Iterable[str]) -> str | None:
     seen: set[str] = set()
     return next((name for name in names if name in seen or seen.add(name)), None)
+
+
+def check_once(classes: Iterable[str]) -> None:
+    """Raise DataError if a class to score is named twice."""
+    if twice := first_twice(classes):
+        raise DataError(f"the class {twice!r} stands twice among those to score; name it once.")
+
+
+def nearest(name: str, known: Sequence[str], otherwise: str) -> str:
+    """Return the end of a sentence on an unknown name: the nearest of the known ones, or some of them."""
+    near = get_close_matches(name, list(map(str, known)), 1)
+    return f"the nearest is {near[0]!r}" if near else f"{otherwise} {some(known)}"
+
+
+def some(names: Iterable[str], shown: int = 3) -> str:
+    """Return the first names for a sentence: a, b, c and 7 more."""
+    names = list(map(str, names))
+    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
 
 
 # ---------------------------------------------------------------- ground truth
@@ -286,57 +364,23 @@ def read_ground_truth(path: str | Path) -> GroundTruth:
 def ground_truth(table: pd.DataFrame, where: str = "ground truth") -> GroundTruth:
     """Return the events of a table with the columns filename, onset, offset and event_label.
 
-    - A row with a file name alone says that the clip has no event.
-    - A row with offset ≤ onset, or with a label but no times, is left out and counted.
-    - Events of one class that overlap or touch become one: sed_scores_eval and psds_eval refuse them otherwise.
+    Rows are checked by `common.data.events.event_rows`. Events of one class that overlap or touch become one:
+    sed_scores_eval and psds_eval refuse them otherwise.
 
     Raises:
         DataError: a time that is no number, or is negative.
     """
-    times = table[["onset", "offset"]].apply(pd.to_numeric, errors="coerce")
-    blank = table[["onset", "offset", "event_label"]].apply(lambda column: column.astype(str).str.lower().isin(BLANK))
-    broken = (times.isna() & ~blank[["onset", "offset"]]) | (times < 0) | np.isinf(times)
-    if broken.any(axis=None):
-        row = table[broken.any(axis=1)].iloc[0]
-        raise DataError(
-            f"{where}: {row.filename}: onset {row.onset!r}, offset {row.offset!r}; both must be seconds, not below 0."
+    rows, notes, counts = event_rows(table[list(EVENT_COLUMNS)], where)
+    merged = merge_events(rows).sort_values(["onset", "offset", "event_label"])
+    events: dict[str, list[tuple[float, float, str]]] = {clip_name(name): [] for name in table.filename.unique()}
+    for clip, *event in merged.itertuples(index=False, name=None):
+        events[clip].append(tuple(event))
+    counts["merged_events"] = len(rows) - len(merged)
+    if counts["merged_events"]:
+        notes.append(
+            f"{counts['merged_events']} events overlap or touch another of their class in the same clip: merged."
         )
-    usable = ~blank.any(axis=1) & (times.offset > times.onset)
-    empty = blank.all(axis=1)
-    clips = table.filename.map({name: clip_name(name) for name in table.filename.unique()})
-    rows = zip(clips, times.onset, times.offset, table.event_label, usable)
-    events: dict[str, list[tuple[float, float, str]]] = {}
-    for clip, onset, offset, label, use in rows:
-        own = events.setdefault(clip, [])
-        if use:
-            own.append((onset, offset, label))
-    merged = {clip: merge_touching(own) for clip, own in events.items()}
-    counts = {
-        "empty_rows": int(empty.sum()),
-        "dropped_rows": int((~usable & ~empty).sum()),
-        "merged_events": int(usable.sum()) - sum(map(len, merged.values())),
-    }
-    sentences = {
-        "empty_rows": "{} rows without an event: their clips hold none, unless another row names one.",
-        "dropped_rows": "{} rows left out: offset not after onset, or a label or time is missing.",
-        "merged_events": "{} events overlap or touch another of their class in the same clip: merged.",
-    }
-    notes = tuple(sentences[name].format(count) for name, count in counts.items() if count)
-    return GroundTruth(merged, notes, counts)
-
-
-def merge_touching(events: Iterable[tuple[float, float, str]]) -> list[tuple[float, float, str]]:
-    """Return events by onset, those of one class that overlap or touch (onset ≤ running offset) made one."""
-    running: dict[str, list] = {}
-    merged: list[list] = []
-    for onset, offset, label in sorted(events):
-        last = running.get(label)
-        if last is not None and onset <= last[1]:
-            last[1] = max(last[1], offset)
-        else:
-            merged.append([onset, offset, label])
-            running[label] = merged[-1]
-    return [tuple(event) for event in merged]
+    return GroundTruth(events, tuple(notes), counts)
 
 
 def read_durations(path: str | Path) -> dict[str, float]:

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
+from common.data.events import Crop
 from task4_sed.data import SPLIT_SEED, split_weak
 from task4_sed.labels import (
     AUDIOSET_GRID,
@@ -16,7 +17,7 @@ from task4_sed.labels import (
     sound_classes,
     with_aliases,
 )
-from task4_sed.maestro import parse_crop_name, split_recordings
+from task4_sed.maestro import split_recordings
 from task4_sed.postprocess import median_filter
 from tests.parity.checks import Check, DifferenceError, compare, equal, handles
 from tests.parity.vectors import Vector
@@ -81,7 +82,7 @@ def check_median_filter_and_splits(vector: Vector) -> Iterable[Check]:
         found, replaced = (median_filter(x, lengths) for x in (expected["x"], expected["x"][::-1].copy()))
         yield compare(what, found, expected[what], absolute=EXACT, replaced=replaced)
 
-    recordings = list(dict.fromkeys(parse_crop_name(name)[0] for name in vector.field("maestro_rows")))
+    recordings = list(dict.fromkeys(Crop.parse(name).recording for name in vector.field("maestro_rows")))
     train, validation = split_recordings(recordings, seed=vector.field("split_seed"))
     _same("maestro_train", sorted(train), sorted(vector.field("maestro_train")))
     _same("maestro_valid", sorted(validation), sorted(vector.field("maestro_valid")))

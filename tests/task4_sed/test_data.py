@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import soundfile
 
+from common.data.events import Crop, overlapping
 from common.data.manifest import DataError
 from task4_sed.augment import RandomCrop
 from task4_sed.clip_audio import open_audio
@@ -19,7 +20,8 @@ from task4_sed.data import (
     set_info,
     set_infos,
 )
-from task4_sed.labels import class_mask, encode, overlapping, sound_classes
+from task4_sed.labels import class_mask, encode, sound_classes
+from task4_sed.maestro import split_recordings
 from task4_sed.tables import past_the_end, read_events, read_weak
 from tests.task4_sed.conftest import write_audio, write_table
 
@@ -37,8 +39,10 @@ def test_every_set_says_where_it_is():
         assert not info.audio_44k.endswith("16k")
         assert info.whole in ("", *set_infos()) and bool(info.whole) == bool(info.part)
         assert not info.exclude or info.use == "train"
-    assert set_info("maestro_real_dev").clips == (718, 3474)
-    assert set_info("devtest").clips == (1168,) and set_info("strong_train").clips_with_events == ()
+    devtest, maestro = set_info("devtest"), set_info("maestro_real_dev")
+    assert devtest.n_clips() == devtest.n_clips(5.0) == 1168 and set_info("strong_train").clips_with_events is None
+    assert maestro.n_clips(5.0) == 718 and maestro.n_clips(1.0) == 3474  # of the same 16 recordings
+    assert maestro.n_clips(2.0) is None and maestro.n_clips() is None
 
 
 def test_unknown_set_names_the_nearest(tmp_path):
@@ -228,7 +232,7 @@ def test_missing_files_are_listed_and_left_out(desed):
     (folder / "notes.txt").touch()
     manifest = load_set(desed, "devtest")
     assert list(manifest.clips.filename) == ["b.wav", "c.wav"] and set(manifest.events.filename) == {"c.wav"}
-    assert manifest.report.missing == ["audio/validation/validation_16k/a.wav"]
+    assert manifest.report.missing == ["audio/validation/validation_16k/a.wav"]  # where to put it
     assert manifest.report.extra == ["audio/validation/validation_16k/other.wav"]
     assert not manifest.report.complete and "clips used" in manifest.report.text()
 
@@ -254,6 +258,24 @@ def test_twin_at_44_khz_and_other_endings(desed):
     manifest = load_set(desed, "devtest")
     assert list(manifest.clips.path) == [f"audio/validation/validation/{name}" for name in ("a.flac", "b.wav", "c.wav")]
     assert list(manifest.clips.filename) == ["a.wav", "b.wav", "c.wav"] and not manifest.report.extra
+    (new / "c.wav").unlink()
+    assert load_set(desed, "devtest").report.missing == ["audio/validation/validation/c.wav"]
+
+
+def test_each_clip_is_taken_from_the_folder_that_has_it(desed):
+    """Half converted: 16 kHz where there is such a file, otherwise its twin at 44.1 kHz; a twin is nothing extra."""
+    old, new = desed / "audio/validation/validation_16k", desed / "audio/validation/validation"
+    write_audio(new / "a.wav", 0.5, 44100)
+    write_audio(new / "b.wav", 0.5, 44100)
+    (old / "b.wav").unlink()
+    (old / "c.wav").unlink()
+    manifest = load_set(desed, "devtest")
+    assert list(manifest.clips.path) == [
+        "audio/validation/validation_16k/a.wav", "audio/validation/validation/b.wav"]  # fmt: skip
+    assert manifest.report.missing == ["audio/validation/validation_16k/c.wav"] and not manifest.report.extra
+    write_audio(desed / "audio/train/unlabel_in_domain/u0.flac", 0.5, 44100)
+    manifest = load_set(desed, "unlabeled_train", exclude_overlap=False)
+    assert list(manifest.clips.filename) == ["u0.flac", "u1.wav", "u10.wav", "u2.wav", "u3.wav"]
 
 
 def test_unlabeled_clips_are_sorted_by_name(desed):
@@ -282,6 +304,21 @@ def test_exclusion_lists_are_for_training_only(desed):
     assert list(load_set(desed, "weak").clips.filename) == ["w8.wav", "w9.wav"]
     assert len(load_set(desed, "weak_val")) == 1
     assert "8 clips left out" in load_set(desed, "weak").report.notes[0]
+
+
+def test_odd_exclusion_lists(desed):
+    """Rows that stand twice and lists without rows do no harm; a list of everything gets a sentence of its own."""
+    names = [f"w{i}.wav" for i in range(10)]
+    write_table(desed / "resources/weak_exclude.tsv", "filename", [(names[0],), (names[1],), (names[0],)])
+    assert list(load_set(desed, "weak").clips.filename) == names[2:]
+    write_table(desed / "resources/weak_exclude.tsv", "filename", [], newline="\r\n")
+    assert len(load_set(desed, "weak")) == 10
+    write_table(desed / "resources/weak_exclude.tsv", "filename", [(name,) for name in names])
+    with pytest.raises(DataError, match="weak_exclude.tsv: leaves out all 10 clips of weak; check the list, or"):
+        load_set(desed, "weak")
+    write_table(desed / "resources/weak_exclude.tsv", "file", [(names[0],)])
+    with pytest.raises(DataError, match="weak_exclude.tsv: column 'filename' is missing"):
+        load_set(desed, "weak")
 
 
 def test_recipes_differ_in_masks_and_aliases(desed):
@@ -324,6 +361,29 @@ def test_command(desed, capsys):
         main(["--data", str(desed), "--set", "synth_train"])
 
 
+def test_command_reads_the_header_of_every_file(desed, capsys):
+    folder = desed / "audio/validation/validation_16k"
+    (folder / "b.wav").write_bytes(b"RIFF")
+    write_audio(folder / "c.wav", 0.0)
+    main(["--data", str(desed), "--set", "devtest"])
+    out = capsys.readouterr().out
+    assert "broken: 2 files" in out and f"{folder / 'b.wav'}: cannot be opened (" in out
+    assert f"{folder / 'c.wav'}: holds no samples" in out and "not opened" not in out
+    main(["--data", str(desed), "--set", "devtest", "--no-headers"])
+    assert "audio files were not opened (--no-headers): broken ones are not known." in capsys.readouterr().out
+
+
+def test_command_applies_the_exclusion_lists(desed, capsys):
+    with pytest.raises(SystemExit):
+        main(["--data", str(desed), "--set", "weak"])
+    assert "weak_exclude.tsv: no such list" in capsys.readouterr().out
+    main(["--data", str(desed), "--set", "weak", "--no-exclude-overlap"])
+    assert "broken: 0 files" in capsys.readouterr().out
+    write_table(desed / "resources/weak_exclude.tsv", "filename", [("w1.wav",)])
+    main(["--data", str(desed), "--set", "weak"])
+    assert "1 clips left out that the external strong set has too" in capsys.readouterr().out
+
+
 # ---------------------------------------------------------------- MAESTRO Real
 
 
@@ -358,6 +418,52 @@ def test_parts_hold_whole_recordings_scene_by_scene(maestro_crops):
     assert len(fit) + len(held_out) == 8
 
 
+def test_files_that_are_no_crops_are_extra(maestro_crops):
+    """What else lies in the folder stops nothing; among the labels such a name is an error."""
+    folder, strays = "audio/maestro_real_train_16k", ["city_center_01.wav", "city_center_01-a-b.wav", "notes.wav"]
+    for name in strays:
+        write_audio(maestro_crops / folder / name, 0.02)
+    for name in ("maestro_real_train", "maestro_real_fit"):
+        extra = load_set(maestro_crops, name).report.extra
+        assert set(extra) == {f"{folder}/{file}" for file in (*strays, "zoo_01-000000-001000.wav")}
+    rows = [("city_center_01.wav", 0, 1, "car", 0.4)]
+    write_table(maestro_crops / "metadata/maestro_real_train.tsv", STRONG + " confidence", rows)
+    with pytest.raises(DataError, match="city_center_01.wav: not the name of a crop"):
+        load_set(maestro_crops, "maestro_real_train")
+
+
+def test_split_is_that_of_the_table_whatever_is_missing(maestro_crops):
+    names = "maestro_real_fit", "maestro_real_val"
+    parts = {name: set(load_set(maestro_crops, name).clips.filename) for name in names}
+    for file in (maestro_crops / "audio/maestro_real_train_16k").glob("city_center_01-*"):
+        file.unlink()
+    for name, filenames in parts.items():
+        left = {filename for filename in filenames if not filename.startswith("city_center_01")}
+        assert set(load_set(maestro_crops, name).clips.filename) == left
+
+
+def write_crops_table(path, starts, n_recordings, n_crops):
+    """As many crops as said, the last recording has the fewest."""
+    crops = [(n % n_recordings, starts[n // n_recordings]) for n in range(n_crops)]
+    names = [Crop(f"city_center_{number:02d}", start, start + 10).name + ".wav" for number, start in crops]
+    write_table(path, STRONG + " confidence", [(name, 0, 1, "car", 0.4) for name in names])
+
+
+@pytest.mark.parametrize(("hop_s", "n_crops", "other"), [(5, 718, 3474), (1, 3474, 718)])
+def test_count_of_validation_crops_belongs_to_a_hop(tmp_path, hop_s, n_crops, other):
+    (tmp_path / "dataset.json").write_text(f'{{"name": "{PUBLISHED_DATA}"}}')
+    for n_found, differences in (
+        (n_crops, []), (other, [f"maestro_real_dev: {other} clips, published {n_crops} at a hop of {hop_s} s"])
+    ):  # fmt: skip
+        write_crops_table(tmp_path / "metadata/maestro_real_validation.tsv", np.arange(0, 3000, hop_s), 16, n_found)
+        manifest = load_set(tmp_path, "maestro_real_dev", need_audio=False)
+        assert manifest.report.differences == differences
+        assert list(manifest.report.counts) == [f"maestro_real_dev (soft, test, hop {hop_s} s)"]
+    with pytest.raises(DataError, match=f"maestro_real_validation.tsv: its crops start every {hop_s} s, not every 2 s"):
+        load_set(tmp_path, "maestro_real_dev", need_audio=False, hop_s=2.0)
+    assert len(load_set(tmp_path, "maestro_real_dev", need_audio=False, hop_s=float(hop_s))) == other
+
+
 def test_one_recording_a_scene_leaves_none_to_train(maestro_crops):
     rows = [("city_center_01-000000-001000.wav", 0, 1, "car", 0.4)]
     write_table(maestro_crops / "metadata/maestro_real_train.tsv", STRONG + " confidence", rows)
@@ -367,14 +473,43 @@ def test_one_recording_a_scene_leaves_none_to_train(maestro_crops):
 
 @pytest.fixture
 def maestro_recordings(tmp_path):
-    """The long recordings alone: 12.5 s and 10.3 s, stereo, 8 kHz."""
+    """The long recordings alone: 12.5 s and 10.3 s, stereo, 8 kHz; the first one is for validation too."""
     for name, duration_s in (("cafe_restaurant_00", 12.5), ("cafe_restaurant_01", 10.3)):
         write_audio(tmp_path / f"maestro_real/development_audio/{name}.wav", duration_s, 8000, 2)
         rows = [(t, t + 1, "car", 0.5) for t in range(10)]
         write_table(tmp_path / f"maestro_real/development_annotation/{name}.txt", "", rows)
     names = [("cafe_restaurant_00.txt",), ("cafe_restaurant_01.txt",)]
     write_table(tmp_path / "metadata/train_split.csv", "train", names, ",", "\r\n")
+    write_table(tmp_path / "metadata/validation_split.csv", "val", names[:1], ",", "\r\n")
     return tmp_path
+
+
+def test_hop_of_crops_that_are_cut(maestro_recordings, capsys):
+    """Default: every 5 s for the challenge's validation, every second for training."""
+    starts = {hop_s: load_set(maestro_recordings, "maestro_real_dev", hop_s=hop_s).clips.start_s.tolist()
+              for hop_s in (None, 1.0, 2.0)}  # fmt: skip
+    assert starts == {None: [0, 5], 1.0: [0, 1, 2, 3], 2.0: [0, 2, 4]}
+    assert load_set(maestro_recordings, "maestro_real_train", hop_s=2.0).clips.start_s.tolist() == [0, 2, 4, 0, 2]
+    main(["--data", str(maestro_recordings), "--set", "maestro_real_dev", "--hop", "1"])
+    assert "maestro_real_dev (soft, test, hop 1 s)" in capsys.readouterr().out
+
+
+def test_split_is_that_of_the_list_whatever_is_missing(maestro_recordings):
+    """A recording that was not fetched yet must not move another from training to validation."""
+    names = [f"{scene}_{n:02d}" for scene in ("zoo", "cafe_restaurant") for n in range(4)]
+    for name in names[1:]:
+        write_audio(maestro_recordings / f"maestro_real/development_audio/{name}.wav", 10.0, 8000)
+        write_table(maestro_recordings / f"maestro_real/development_annotation/{name}.txt", "", [(0, 1, "car", 0.5)])
+    write_table(maestro_recordings / "metadata/train_split.csv", "train", [(f"{name}.txt",) for name in names], ",")
+    fit, held_out = split_recordings(names)
+    assert len(held_out) == 2 and "zoo_00" in fit
+    for part, chosen in (("fit", fit), ("val", held_out)):
+        manifest = load_set(maestro_recordings, f"maestro_real_{part}")
+        left = [name for name in chosen if name != "zoo_00"]
+        assert [Crop.parse(name).recording for name in manifest.clips.filename] == sorted(left)
+        gone = ["maestro_real/development_audio/zoo/zoo_00.wav",
+                "maestro_real/development_annotation/soft_labels_zoo/zoo_00.txt"]  # fmt: skip
+        assert manifest.report.missing == (gone if part == "fit" else [])
 
 
 def test_crops_are_cut_from_recordings_that_are_stored_once(maestro_recordings, tmp_path):

@@ -5,7 +5,9 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
+from common.data.events import merge_events
 from common.data.manifest import DataError
 from task4_sed.labels import (
     AUDIOSET_GRID,
@@ -17,9 +19,7 @@ from task4_sed.labels import (
     class_mask,
     decode,
     encode,
-    merge_events,
     nearest_class,
-    overlapping,
     require_known,
     sound_classes,
     weak_labels,
@@ -203,36 +203,38 @@ def test_weak_labels_lie_in_frame_0():
     clip_labels = np.array([[1, 0, 0.4]], np.float32)
     targets = as_frames(clip_labels, 4)
     assert targets[0, 0].tolist() == clip_labels[0].tolist() and not targets[0, 1:].any()
-    assert weak_labels(targets).tolist() == [[True, False, True]]
+    np.testing.assert_array_equal(weak_labels(targets), clip_labels)  # soft ones stay soft
     assert weak_labels(targets, whole=True).tolist() == [[True, False, False]]
+
+
+def test_weak_labels_of_a_mix_are_the_mix_of_weak_labels():
+    """Mixing goes on in frame 0, so that weak labels are mixed as softly as everything else."""
+    first, second = (np.array([row], np.float32) for row in ([1, 0, 1], [0, 0, 1]))
+    mixed = 0.75 * as_frames(first, 5) + 0.25 * as_frames(second, 5)
+    assert weak_labels(mixed).tolist() == [[0.75, 0, 1]] and weak_labels(mixed).dtype == np.float32
+    assert weak_labels(mixed, whole=True).tolist() == [[False, False, True]]
+
+
+def test_weak_labels_are_at_most_1_and_time_may_stand_last():
+    targets = np.zeros((2, 4, 3), np.float32)
+    targets[1, :, 0], targets[1, 2, 1] = 1, 0.5
+    expected = [[0, 0, 0], [1, 0.5, 0]]
+    assert weak_labels(targets).tolist() == expected
+    assert weak_labels(torch.from_numpy(targets).transpose(1, 2), time_axis=-1).tolist() == expected
+
+
+def test_merged_events_have_the_same_targets():
+    events = random_events(np.random.default_rng(2), 3, 60).assign(confidence=1.0)
+    merged = merge_events(events)
+    assert len(merged) < len(events)
+    filenames = sorted(events.filename.unique())
+    np.testing.assert_array_equal(encode(merged, filenames), encode(events, filenames))
 
 
 def test_clip_labels():
     events = table(("a", 0, 1, "Dog"), ("a", np.nan, np.nan, "Cat"), ("b", 9, 12, "Speech"))
     found = EventArrays.of(events, ["b", "a"], CLASSES).clip_labels()
     assert [[CLASSES[k] for k in np.flatnonzero(row)] for row in found] == [["Speech"], ["Cat", "Dog"]]
-
-
-# ---------------------------------------------------------------- events among themselves
-
-
-def test_merge_events_that_overlap_or_touch():
-    events = table(
-        ("a", 4, 5, "Dog"), ("a", 0, 3, "Dog"), ("a", 1, 2, "Dog"), ("a", 3, 3.5, "Dog"), ("a", 2, 4, "Cat"),
-        ("b", 2, 4, "Dog"),
-    )  # fmt: skip
-    merged = merge_events(events)
-    assert sorted(merged.itertuples(index=False, name=None)) == [
-        ("a", 0, 3.5, "Dog"), ("a", 2, 4, "Cat"), ("a", 4, 5, "Dog"), ("b", 2, 4, "Dog"),
-    ]  # fmt: skip
-    assert list(overlapping(events).onset) == [1]  # touching is no overlap
-    np.testing.assert_array_equal(encode(merged, ["a", "b"]), encode(events, ["a", "b"]))
-
-
-def test_short_event_inside_a_long_one_hides_no_later_overlap():
-    events = table(("a", 0, 9, "Dog"), ("a", 1, 2, "Dog"), ("a", 5, 9.5, "Dog"))
-    assert len(overlapping(events)) == 2
-    assert merge_events(events)[["onset", "offset"]].to_numpy().tolist() == [[0, 9.5]]
 
 
 # ---------------------------------------------------------------- decode

@@ -7,39 +7,47 @@ import pandas as pd
 import pytest
 import soundfile
 
+from common.data.events import read_recording_labels
 from common.data.manifest import DataError
+from task4_sed.data import load_set
+from task4_sed.labels import sound_classes
 from task4_sed.maestro import (
     SCENES,
-    crop_name,
     crop_times,
     cut_labels,
     cut_recordings,
     find_recordings,
+    hop_of,
     main,
-    parse_crop_name,
-    read_soft_labels,
     read_split_list,
-    recording_durations,
+    recording_of,
     scene_of,
+    scenes,
     split_recordings,
 )
+from task4_sed.tables import label_table
 from tests.task4_sed.conftest import write_audio, write_table
+
+CLASSES = sound_classes().names
 
 # ---------------------------------------------------------------- names and times
 
 
-def test_crop_names_there_and_back():
-    assert crop_name("cafe_restaurant_00", 1.0, 11.0) == "cafe_restaurant_00-000100-001100"
-    assert crop_name("city_center_07", 232, 241.95192743764173) == "city_center_07-023200-024195"  # cut, not rounded
-    assert parse_crop_name("city_center_07-023200-024195.wav") == ("city_center_07", 232.0, 241.95)
-    assert parse_crop_name("my-own-take_1-000000-001000") == ("my-own-take_1", 0.0, 10.0)
+def test_names():
     assert scene_of("cafe_restaurant_100") == "cafe_restaurant"
+    assert recording_of("my-own-take_1-000000-001000.wav") == "my-own-take_1"
+    assert recording_of("my-own-take_1.wav") is None
 
 
-@pytest.mark.parametrize("name", ["cafe_restaurant_00.wav", "a-0-1000.wav", "a-000100-000100.wav", "a-000200-000100"])
-def test_other_names_are_refused(name):
-    with pytest.raises(DataError, match="not the name of a crop, expected RECORDING-START-END"):
-        parse_crop_name(name)
+def test_scenes_of_the_challenge_come_first():
+    assert scenes(["zoo_1", "metro_station_2", "beach_1", "cafe_restaurant_3", "zoo_2"]) == [
+        "cafe_restaurant", "metro_station", "beach", "zoo"]  # fmt: skip
+
+
+def test_hop_is_the_smallest_step_within_a_recording():
+    names = ["a_1-000500-001500.wav", "a_1-002000-003000.wav", "a_1-001000-002000.wav", "b_1-000100-001100.wav"]
+    assert hop_of(names) == 5
+    assert hop_of(names[2:]) is None  # one crop each
 
 
 @pytest.mark.parametrize(
@@ -71,25 +79,16 @@ def test_cut_labels_by_hand():
     ]  # fmt: skip
 
 
-def test_recordings_last_as_long_as_their_crops():
-    names = ["a_1-000500-001210.wav", "a_1-000000-001000.wav", "b_2-000000-000950"]
-    assert recording_durations(names) == {"a_1": 12.1, "b_2": 9.5}
-
-
 # ---------------------------------------------------------------- tables
 
 
-def test_soft_labels_have_no_header(tmp_path):
-    rows = [(0.0, 1.0, "footsteps", 0.12977944582818704), (1.0, 2.0, "cutlery and dishes", 1)]
-    found = read_soft_labels(write_table(tmp_path / "cafe_restaurant_00.txt", "", rows, newline="\r\n"))
-    assert found.events.onset.tolist() == [0, 1] and found.events.confidence[0] == 0.12977944582818704
-    assert set(found.events.filename) == {"cafe_restaurant_00"}
+def read_labels(path):
+    return label_table(read_recording_labels(path), CLASSES, str(path))
 
 
 @pytest.mark.parametrize(
     ("row", "sentence"),
     [
-        ((0, 1, "footsteps"), r"3 columns, expected 4 without a header line: onset, offset, event_label, confidence"),
         ((0, 1, "footstep", 0.5), r"has the label 'footstep', .*\(nearest: 'footsteps'\)"),
         ((0, 1, "footsteps", 1.5), "confidence 1.5, expected 0 to 1"),
         ((0, 1, "footsteps", "high"), "confidence 'high' is not a number"),
@@ -97,12 +96,12 @@ def test_soft_labels_have_no_header(tmp_path):
 )
 def test_soft_labels_that_cannot_be_used(tmp_path, row, sentence):
     with pytest.raises(DataError, match=sentence):
-        read_soft_labels(write_table(tmp_path / "cafe_restaurant_00.txt", "", [row]))
+        read_labels(write_table(tmp_path / "cafe_restaurant_00.txt", "", [row]))
 
 
 def test_real_soft_labels(shared):
     folder = shared / "data/scenes/real_challenge_samples/maestro"
-    found = read_soft_labels(folder / "cafe_restaurant_14_soft_labels.txt")
+    found = read_labels(folder / "cafe_restaurant_14_soft_labels.txt")
     assert len(found.events) == 3 and not found.notes
     assert found.events.confidence[1] == 0.12977944582818704
 
@@ -167,9 +166,41 @@ def test_crops_of_recordings(recordings):
     last = labels.events[labels.events.filename == clips.filename[3]]
     assert len(last) == 10 and last.offset.max() == 9.5 and last.confidence.iloc[0] == 0.53
     assert missing == [
-        "development_audio/…/gone_03.wav", "development_annotation/…/city_center_02.txt",
-        "development_annotation/…/gone_03.txt",
+        "development_audio/gone/gone_03.wav", "development_annotation/soft_labels_city_center/city_center_02.txt",
+        "development_annotation/soft_labels_gone/gone_03.txt",
     ]  # fmt: skip
+
+
+def test_hop_is_an_option(recordings):
+    root = recordings / "maestro_real"
+    clips, _, _ = cut_recordings(root, ["cafe_restaurant_00"], 0.5)
+    assert clips.start_s.tolist() == [0, 0.5, 1, 1.5, 2, 2.5]
+    assert clips.filename[1] == "cafe_restaurant_00-000050-001050.wav"
+    for wrong in (0.001, 11, float("nan")):
+        with pytest.raises(DataError, match=f"a hop of {wrong} s; crops .* last 10 s, give 0.01 to 10"):
+            cut_recordings(root, ["cafe_restaurant_00"], wrong)
+
+
+def test_labels_that_go_on_after_the_sound_are_noted(recordings):
+    """A download broke off: the labels say how much is missing."""
+    root = recordings / "maestro_real"
+    path = root / "development_audio/cafe_restaurant/cafe_restaurant_00.wav"
+    write_audio(path, 11.6, 8000, 2)
+    _, labels, missing = cut_recordings(root, ["cafe_restaurant_00"], 1.0)
+    assert not labels.notes and not missing  # labels may end up to a second later: their grid is that coarse
+    write_audio(path, 11.0, 8000, 2)
+    clips, labels, missing = cut_recordings(root, ["cafe_restaurant_00"], 1.0)
+    assert len(clips) == 2 and labels.events.offset.max() == 10
+    assert missing == ["development_audio/cafe_restaurant/cafe_restaurant_00.wav (after 11 s)"]
+    assert labels.notes == [
+        f"{path}: lasts 11 s, but its labels go on to 12.5 s (2 crops more); it is cut off, get it again."]  # fmt: skip
+
+
+def test_recording_that_cannot_be_decoded(recordings):
+    root = recordings / "maestro_real"
+    (root / "development_audio/cafe_restaurant/cafe_restaurant_00.wav").write_bytes(b"RIFF")
+    _, _, missing = cut_recordings(root, ["cafe_restaurant_00", "city_center_01"], 1.0)
+    assert missing == ["development_audio/cafe_restaurant/cafe_restaurant_00.wav (cannot be decoded)"]
 
 
 def test_no_recording_is_there(recordings):
@@ -201,6 +232,13 @@ def test_crops_as_files(recordings, capsys):
                               dtype="int32")  # fmt: skip
     assert rate == 8000
     np.testing.assert_array_equal(samples, whole[3 * 8000 :])
+    with pytest.raises(SystemExit, match="train: holds 3 crops that a hop of 5 s does not give, the first is cafe"):
+        main([str(recordings), "--part", "train", "--hop", "5"])
+    for path in crop.parent.glob("cafe_restaurant_00-000[123]00-*"):
+        path.unlink()
+    main([str(recordings), "--part", "train", "--hop", "5"])
+    assert capsys.readouterr().out == "train: 3 crops\n"
+    assert load_set(recordings, "maestro_real_train").clips.duration.tolist() == [10, 7.5, 9]
     (recordings / "maestro_real/development_audio/city_center/city_center_01.wav").unlink()
-    with pytest.raises(SystemExit, match=r"1 files are missing, the first is development_audio/…/city_center_01.wav"):
+    with pytest.raises(SystemExit, match="1 files are missing, the first is development_audio/city_center/city"):
         main([str(recordings), "--part", "train"])

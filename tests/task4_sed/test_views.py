@@ -39,6 +39,11 @@ def random_batch(seed=0):
     )
 
 
+def wide_batch(n_clips):
+    shapes = {"amplitude": (1, 64, 9), "encoder_mel": (1, 32, 9), "labels": (27, 5), "class_mask": (27,)}
+    return SedBatch(**{name: torch.zeros(n_clips, *shape) for name, shape in shapes.items()})
+
+
 def same(first, second):
     pairs = [(getattr(first, f.name), getattr(second, f.name)) for f in fields(SedBatch)]
     return all(torch.equal(a, b) for a, b in pairs)
@@ -78,7 +83,7 @@ def test_stage_2_teacher_sees_the_masked_clips_unmixed():
     before, _ = Views("unmixed", time_shift=TimeShift(), time_mask=TimeMask(), mixup=None).apply(
         batch, replace(draws, mix=None, style=None, encoder_style=None, warps=(), filters=(None, None))
     )
-    assert same(teacher, before)
+    assert same(teacher, replace(before, class_mask=student.class_mask))
     # Mixup after the mask: the student's labels are those of the teacher's clips, mixed.
     torch.testing.assert_close(student.labels, ClassMixup().apply_labels(teacher.labels, draws.mix))
     torch.testing.assert_close(student.pseudo_labels, ClassMixup().apply_labels(teacher.pseudo_labels, draws.mix))
@@ -104,7 +109,10 @@ def test_stage_1_masks_after_the_mix():
 
 
 def test_masks_come_from_labels_before_the_mix():
-    """Two strong clips: what one is labelled with must not come back to it through the other."""
+    """Two strong clips: what one is labelled with must not come back to it through the other.
+
+    The teacher of stage 2 hears the clips unmixed, but its outputs are masked by the classes of the mix.
+    """
     batch = random_batch()
     labels = torch.zeros_like(batch.labels)
     labels[3, 5], labels[4, 7] = 1.0, 1.0
@@ -114,7 +122,8 @@ def test_masks_come_from_labels_before_the_mix():
     perm[[3, 4]] = torch.tensor([4, 3])
     student, teacher = views.apply(batch, ViewDraws(mix=(torch.full((N_CLIPS,), 0.75), perm)))
     assert student.class_mask.nonzero().tolist() == [[3, 7], [4, 5]]
-    assert not teacher.class_mask.any()
+    assert torch.equal(teacher.class_mask, student.class_mask)
+    assert torch.equal(teacher.labels, labels)
 
 
 def test_mixup_is_drawn_for_the_whole_batch_and_within_groups():
@@ -126,6 +135,41 @@ def test_mixup_is_drawn_for_the_whole_batch_and_within_groups():
     assert (perms[:, :7].sort().values == torch.arange(7)).all()  # MAESTRO, strong and synth jointly
     assert (perms[:, 7:10].sort().values == torch.arange(7, 10)).all()
     assert (perms[:, :3] >= 3).any()
+
+
+def test_one_decision_for_each_augmentation_of_a_batch():
+    """Whether: once, for all groups, features and networks alike. How: anew for each of them."""
+    batch, generator, n_draws = random_batch(), rng(), 2000
+    views = Views(
+        mixup_p=0.5,
+        mixstyle=FreqMixStyle(0.4, 0.3, keep_larger=True),
+        warp=FrequencyWarp(0.3),
+        filter=FilterAugment(0.8),
+        encoder_filter=FilterAugment(0.6),
+    )
+    drawn = [views.draw(SIZES, batch, generator) for _ in range(n_draws)]
+    chosen = [[d.mix, d.style, d.warps or None, d.filters[0], d.encoder_filter] for d in drawn]
+    made = np.array([[one is not None for one in row] for row in chosen])
+    np.testing.assert_allclose(made.mean(0), [0.5, 0.4, 0.3, 0.8, 0.6], atol=0.045)
+    assert np.abs(np.corrcoef(made.T) - np.eye(5)).max() < 0.09  # no decision hangs on another
+
+    styled, filtered = ([d for d, yes in zip(drawn, made[:, i], strict=True) if yes] for i in (1, 3))
+    assert made[:, 1].tolist() == [d.encoder_style is not None for d in drawn]
+    assert made[:, 3].tolist() == [d.filters[1] is not None for d in drawn]
+    assert {len(d.warps) for d in drawn} == {0, 3}  # all groups, which MAESTRO is none of
+    for draws in styled:
+        assert not torch.equal(draws.style[0], draws.encoder_style[0])
+        for lam, _ in (draws.style, draws.encoder_style):
+            assert all((lam[rows] < 1).any() for rows in group_rows(views.mixstyle_groups, SIZES))
+    assert not any(torch.equal(d.filters[0][1], d.filters[1][1]) for d in filtered)
+    assert len({draw for d in drawn for _, draw in d.warps}) > 20
+
+
+def test_published_groups_of_mixstyle_are_those_of_mixup():
+    """MAESTRO, strong and synthetic clips take each other's statistics."""
+    assert Views().mixstyle_groups == Views().mixup_groups
+    draws = Views(mixstyle=FreqMixStyle(1.0, 0.3)).draw({"maestro": 20, "synth": 20}, wide_batch(40), rng())
+    assert (draws.style[1][:20] >= 20).any() and (draws.encoder_style[1][:20] >= 20).any()
 
 
 def test_without_pseudo_labels_there_are_none():
