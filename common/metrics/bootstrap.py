@@ -22,7 +22,7 @@ Source: B. Efron and R. Tibshirani, An Introduction to the Bootstrap, 1993 (perc
 resampling).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
@@ -35,7 +35,7 @@ class Interval:
     """A number and its percentile interval.
 
     `n_groups` counts the groups that hold a clip of what was measured, `n_resamples` the resamples in which
-    it existed.
+    it existed; the bounds are NaN where there is none.
     """
 
     estimate: float
@@ -70,7 +70,7 @@ class Resampled:
     def interval(self, level: float | None = None) -> Interval:
         level = self.source.level if level is None else level
         values = self.values[~np.isnan(self.values)]
-        low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+        low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2]) if len(values) else (np.nan, np.nan)
         return Interval(float(self.estimate), float(low), float(high), level, self.n_groups, len(values))
 
 
@@ -107,6 +107,11 @@ class GroupBootstrap:
         chunk = max(1, CHUNK_SIZE // self.n_groups)
         sizes = [min(chunk, n_resamples - start) for start in range(0, n_resamples, chunk)]
         self._weights = [rng.multinomial(self.n_groups, equal, size).astype(np.uint32) for size in sizes]
+
+    def draws(self) -> Iterator[np.ndarray]:
+        """Yield for each resample how often every group was drawn, float64 (G,)."""
+        for chunk in self._weights:
+            yield from chunk.astype(np.float64)
 
     def accuracy(self, correct, members: np.ndarray | None = None) -> Resampled | None:
         """Return the accuracy over the clips of the mask `members` (N,), or over all.

@@ -2,7 +2,7 @@
 
 Flow: score folder of crops + soft labels → **joined recordings** → `mpauc` → result JSON.
 
-    data = joined_set(read_score_folder("scores"), read_soft_labels("maestro.tsv"), durations_s, classes)
+    data = joined_set(read_score_folder("scores"), read_crop_labels("maestro.tsv"), durations_s, classes)
     mpauc(data).value, data.notes
 
 A crop is named {recording}-{start:06d}-{end:06d}, start and end in centiseconds. What counts as an event is a label
@@ -13,53 +13,29 @@ Source: task description of DCASE 2024 task 4; settings that it leaves open foll
 """
 
 import math
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
 
+from common.data.events import SOFT_COLUMNS, Crop, clip_name, event_rows
 from common.data.manifest import DataError, read_table
-from common.metrics.scoring_set import ScoringSet, check_columns, scoring_set, some
+from common.metrics.scoring_set import ScoringSet, check_columns, scoring_set, short_scores
 from common.metrics.sed import Score, Segments, segment_auroc
 from common.metrics.sed_scores import (
-    EVENT_COLUMNS,
     SAME_TIME_S,
     FrameScores,
     GroundTruth,
     boundaries,
-    clip_name,
+    check_once,
     ground_truth,
+    some,
 )
 
 MAX_FPR = 0.1
 MIN_CONFIDENCE = 0.5  # events have more than this
-CROP_NAME = re.compile(r"(?P<recording>.+)-(?P<start>\d{6,})-(?P<end>\d{6,})")
-
-
-@dataclass(frozen=True)
-class Crop:
-    """Where a crop lies: recording, start and end in seconds of it."""
-
-    recording: str
-    start_s: float
-    end_s: float
-
-    @classmethod
-    def parse(cls, name: str) -> "Crop":
-        """Read the name of a crop; DataError where it is none."""
-        match = CROP_NAME.fullmatch(clip_name(name))
-        if not match or int(match["end"]) <= int(match["start"]):
-            raise DataError(
-                f"{name}: not the name of a MAESTRO crop, RECORDING-000500-001500 with start and end in centiseconds."
-            )
-        return cls(match["recording"], int(match["start"]) / 100, int(match["end"]) / 100)
-
-    @property
-    def n_cells(self) -> int:
-        """Seconds that the crop touches, the last one perhaps in part."""
-        return math.ceil(round(self.end_s - self.start_s, 6))
+LATE_S = 0.01  # names of crops end at a hundredth of a second
 
 
 def mpauc(data: ScoringSet, max_fpr: float = MAX_FPR, cells: dict[str, Segments] | None = None) -> Score:
@@ -67,16 +43,34 @@ def mpauc(data: ScoringSet, max_fpr: float = MAX_FPR, cells: dict[str, Segments]
     return segment_auroc(data, max_fpr, cells=cells)
 
 
-def read_soft_labels(path) -> pd.DataFrame:
+# ---------------------------------------------------------------- labels
+
+
+@dataclass(frozen=True)
+class CropLabels:
+    """Soft labels of crops.
+
+    Attributes:
+        events: filename (of a crop, without ending), onset, offset (s in the crop), event_label, confidence.
+        crops: names of all crops of the table, also those without events.
+        notes: a sentence for each kind of row that was left out. counts: the numbers, empty_rows and dropped_rows.
+    """
+
+    events: pd.DataFrame
+    crops: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    counts: Mapping[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, table: pd.DataFrame, where: str = "soft labels") -> "CropLabels":
+        """Check a table with the columns of `events`; arguments and errors as in `common.data.events.event_rows`."""
+        rows, notes, counts = event_rows(table[list(SOFT_COLUMNS)], where)
+        return cls(rows, tuple(dict.fromkeys(map(clip_name, table.filename.unique()))), tuple(notes), counts)
+
+
+def read_crop_labels(path) -> CropLabels:
     """Read a table with the columns filename (of a crop), onset, offset (s in the crop), event_label, confidence."""
-    columns = (*EVENT_COLUMNS, "confidence")
-    table = read_table(path, columns, may_be_empty=columns[1:], unique=False)
-    confidence = pd.to_numeric(table.confidence, errors="coerce")
-    labelled = table.event_label != ""
-    if (broken := labelled & ~confidence.between(0, 1)).any():
-        row = table[broken].iloc[0]
-        raise DataError(f"{path}: {row.filename}, {row.event_label}: confidence {row.confidence!r} is not within 0..1.")
-    return table.assign(confidence=confidence)
+    return CropLabels.of(read_table(path, SOFT_COLUMNS, may_be_empty=SOFT_COLUMNS[1:], unique=False), str(path))
 
 
 def kept_events(labels: pd.DataFrame, classes: Sequence[str], min_confidence: float = MIN_CONFIDENCE) -> pd.DataFrame:
@@ -84,12 +78,33 @@ def kept_events(labels: pd.DataFrame, classes: Sequence[str], min_confidence: fl
     return labels[(labels.confidence > min_confidence) & labels.event_label.isin(list(classes))]
 
 
+def _sure_events(labels: CropLabels, classes: Sequence[str], min_confidence: float, notes: list[str]) -> pd.DataFrame:
+    """Return `kept_events`, and note which sure ones are of other classes.
+
+    Raises:
+        DataError: there is none.
+    """
+    check_once(classes)
+    events = kept_events(labels.events, classes, min_confidence)
+    other = labels.events[(labels.events.confidence > min_confidence) & ~labels.events.event_label.isin(list(classes))]
+    if len(other):
+        names = some(sorted(other.event_label.unique()), shown=8)
+        notes.append(f"{len(other)} events of classes that are not scored are left out: {names}.")
+    if events.empty:
+        n_scored, n_all = labels.events.event_label.isin(list(classes)).sum(), len(labels.events)
+        none = f"none of the {n_scored} labels of the classes to score has a confidence above {min_confidence:g}"
+        if not n_scored:
+            none = f"none of the {n_all} labels is of a class to score: {some(classes, shown=8)}"
+        raise DataError(f"{none}; nothing to score.")
+    return events
+
+
 # ---------------------------------------------------------------- recordings
 
 
 def joined_set(
     scores: FrameScores | Mapping[str, pd.DataFrame],
-    labels: pd.DataFrame,
+    labels: CropLabels | pd.DataFrame,
     durations_s: Mapping[str, float],
     classes: Sequence[str],
     crops: str = "all",
@@ -97,10 +112,11 @@ def joined_set(
 ) -> ScoringSet:
     """Return the recordings with one score per second and class, ready for `mpauc` and `segment_f1`.
 
-    A recording with an event in a second that no scored crop covers is left out, with a sentence.
+    A recording with an event in a second that no scored crop covers is left out, and so is a crop of a recording that
+    neither the labels nor the durations know; with a sentence.
 
     Args:
-        scores: frame scores of crops. labels: soft labels of crops, as from `read_soft_labels`.
+        scores: frame scores of crops. labels: soft labels of crops, as from `read_crop_labels`, or their table.
         durations_s: recording → seconds. classes: those to score.
         crops: "all": every scored crop, as in the final evaluation of the winning system. "with_events": only crops
             with a kept event, as in its test step: a second is then the mean of fewer crops, and one that no crop
@@ -109,21 +125,39 @@ def joined_set(
     Raises:
         DataError: names that are no crops, crops that do not fit their recording, nothing to score.
     """
-    tables = scores.tables() if isinstance(scores, FrameScores) else scores
-    events = kept_events(labels, classes, min_confidence)
-    truth, notes = recording_events(events, durations_s), []
-    wanted = {clip_name(name) for name in labels.filename.unique()}
-    if crops == "with_events":
-        wanted = {clip_name(name) for name in events.filename.unique()}
-        tables = {clip: table for clip, table in tables.items() if clip in wanted}
-    elif crops != "all":
+    if crops not in ("all", "with_events"):
         raise ValueError(f"crops is {crops!r}, but must be 'all' or 'with_events'")
+    tables = scores.tables() if isinstance(scores, FrameScores) else scores
+    labels = labels if isinstance(labels, CropLabels) else CropLabels.of(labels)
+    notes = list(labels.notes)
+    events = _sure_events(labels, classes, min_confidence, notes)
+    truth = recording_events(events, durations_s, notes)
+    wanted = set(labels.crops if crops == "all" else events.filename)
+    tables = _of_known_recordings(tables, {*map(_recording, labels.crops), *durations_s}, notes)
+    if crops == "with_events":
+        tables = {clip: table for clip, table in tables.items() if clip in wanted}
     if missing := sorted(wanted - set(tables)):
         notes.append(f"{len(missing)} of {len(wanted)} crops of the labels have no scores: {some(missing)}.")
+    short = short_scores(tables, {name: Crop.parse(name).duration_s for name in tables}, "crops", notes)
     segments, free = _covered(join_clips(tables, durations_s, classes), truth, notes)
     data = scoring_set(segments, truth, durations_s, classes)
-    counts = {**data.counts, "crops_scored": len(tables), "crops_missing": len(missing), "seconds_uncovered": free}
+    counts = {"crops_scored": len(tables), "crops_missing": len(missing), "crops_short": short}
+    counts = {**data.counts, **labels.counts, **counts, "seconds_uncovered": free}
     return replace(data, notes=(*notes, *data.notes), counts=counts)
+
+
+def _recording(crop: str) -> str:
+    return Crop.parse(crop).recording
+
+
+def _of_known_recordings(tables: Mapping, known: set[str], notes: list[str]) -> dict[str, pd.DataFrame]:
+    """Return the crops of known recordings."""
+    if strange := sorted(name for name in tables if _recording(name) not in known):
+        notes.append(
+            f"{len(strange)} scored crops are of recordings without labels and durations, and left out: "
+            f"{some(strange)}."
+        )
+    return {name: table for name, table in tables.items() if name not in strange} if strange else dict(tables)
 
 
 def _covered(joined: Mapping, truth: GroundTruth, notes: list[str]) -> tuple[dict[str, pd.DataFrame], int]:
@@ -147,19 +181,38 @@ def _covered(joined: Mapping, truth: GroundTruth, notes: list[str]) -> tuple[dic
     return segments, free
 
 
-def recording_events(events: pd.DataFrame, durations_s: Mapping[str, float]) -> GroundTruth:
-    """Return the events of crops in the time of their recordings, merged where they touch, cut at its end."""
-    names = list(dict.fromkeys(events.filename))
-    places = {name: Crop.parse(name) for name in names}
-    if unmeasured := sorted({crop.recording for crop in places.values()} - set(durations_s)):
+def recording_events(
+    events: pd.DataFrame, durations_s: Mapping[str, float], notes: list[str] | None = None
+) -> GroundTruth:
+    """Return the events of crops in the time of their recordings, merged where they touch.
+
+    They are cut at the end of their crop and of its recording.
+
+    Args:
+        events: as of `CropLabels`. notes: gets a sentence on events that go past the end of their crop.
+    """
+    crops = {name: Crop.parse(name) for name in events.filename.unique()}
+    if unmeasured := sorted({crop.recording for crop in crops.values()} - set(durations_s)):
         raise DataError(f"{len(unmeasured)} recordings have no duration: {some(unmeasured)}; add them.")
-    start_s = events.filename.map({name: crop.start_s for name, crop in places.items()}).astype(float)
-    recording = events.filename.map({name: crop.recording for name, crop in places.items()})
-    end_s = recording.map(durations_s).astype(float)
-    times = {name: (start_s + pd.to_numeric(events[name])).round(6) for name in ("onset", "offset")}
-    moved = events.assign(filename=recording, onset=times["onset"], offset=np.minimum(times["offset"], end_s))
-    truth = ground_truth(moved[moved.onset < end_s] if len(moved) else moved, where="soft labels")
-    return GroundTruth(truth.events)  # crops overlap, so that merging is the rule here and worth no sentence
+    start_s, length_s = (
+        events.filename.map({name: getattr(crop, of) for name, crop in crops.items()}).astype(np.float64)
+        for of in ("onset_s", "duration_s")
+    )
+    recording = events.filename.map({name: crop.recording for name, crop in crops.items()})
+    late_s = events.offset - length_s
+    late = late_s > LATE_S
+    if late.any() and notes is not None:
+        outside = (late & (events.onset >= length_s)).sum()
+        notes.append(
+            f"{late.sum()} events go past the end of their crop (by up to {late_s.max():.3g} s; first: "
+            f"{events.filename[late].iloc[0]}), and are cut there"
+            + (f"; {outside} of them begin after it, and are left out." if outside else ".")
+        )
+    times = {"onset": start_s + events.onset, "offset": start_s + events.offset.mask(late, length_s)}
+    times = {name: np.minimum(time.round(6), recording.map(durations_s)) for name, time in times.items()}
+    moved = events.assign(filename=recording, **times)
+    # Crops overlap, so that merging is the rule here and worth no sentence; nor is what cutting has emptied.
+    return GroundTruth(ground_truth(moved[moved.onset < moved.offset], where="soft labels").events)
 
 
 def join_clips(
@@ -182,14 +235,14 @@ def join_clips(
         if crop.recording not in durations_s:
             raise DataError(f"{name}: the recording {crop.recording!r} has no duration; add it to the durations.")
         duration_s = durations_s[crop.recording]
-        first, last = int(crop.start_s), int(crop.start_s) + crop.n_cells
-        n_seconds = math.ceil(round(duration_s, 6))
+        n_cells, n_seconds = (math.ceil(round(s, 6)) for s in (crop.duration_s, duration_s))
+        first, last = int(crop.onset_s), int(crop.onset_s) + n_cells
         if last > n_seconds:
             raise DataError(f"{name}: ends after its recording, which lasts {duration_s:g} s by the durations.")
         borders = boundaries(table)
-        key = (crop.n_cells, borders.tobytes())
+        key = (n_cells, borders.tobytes())
         if key not in weights:
-            weights[key] = cell_weights(borders, crop.n_cells, name)
+            weights[key] = cell_weights(borders, n_cells, name)
         if crop.recording not in sums:
             sums[crop.recording] = np.zeros((n_seconds, len(classes)))
             covered[crop.recording] = np.zeros(n_seconds, dtype=int)
@@ -226,7 +279,7 @@ def cell_weights(borders: np.ndarray, n_cells: int, name: str = "scores") -> np.
 
 def crop_set(
     scores: FrameScores | Mapping[str, pd.DataFrame],
-    labels: pd.DataFrame,
+    labels: CropLabels | pd.DataFrame,
     classes: Sequence[str],
     min_confidence: float = MIN_CONFIDENCE,
 ) -> ScoringSet:
@@ -235,7 +288,8 @@ def crop_set(
     As published: crops without a kept event are left out, a crop counts up to the end of its last kept event, and the
     score of a second is the maximum of its frames.
     """
-    truth = ground_truth(kept_events(labels, classes, min_confidence), where="soft labels")
-    truth = GroundTruth(truth.events)
+    labels, notes = labels if isinstance(labels, CropLabels) else CropLabels.of(labels), []
+    truth = ground_truth(_sure_events(labels, classes, min_confidence, notes), where="soft labels")
+    truth = GroundTruth(truth.events, (*labels.notes, *notes), labels.counts)
     durations_s = {clip: max((offset for _, offset, _ in own), default=0.0) for clip, own in truth.events.items()}
     return scoring_set(scores, truth, durations_s, classes)

@@ -6,14 +6,13 @@ Nothing is dropped in silence: `notes` has a sentence for all that was mended, l
 "partial data" where not all of the evaluation set could be scored.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 
 import pandas as pd
 
 from common.data.manifest import DataError
-from common.metrics.sed_scores import SAME_TIME_S, FrameScores, GroundTruth
+from common.metrics.sed_scores import SAME_TIME_S, FrameScores, GroundTruth, check_once, nearest, some
 
 SHORT_S = 0.5  # scores that leave so much of their clip out are worth a sentence
 
@@ -28,8 +27,8 @@ class ScoringSet:
         tables: clip → scores in the form of sed_scores_eval: columns onset, offset and the classes.
         events: clip → its events. durations_s: clip → seconds. All three have the same clips.
         classes: those with an event in these clips. notes: see above.
-        counts: clips_expected, clips_scored, clips_missing, clips_without_events, classes_missing, events, late_events,
-            and those of the ground truth (empty_rows, dropped_rows, merged_events).
+        counts: clips_expected, clips_scored, clips_missing, clips_short, clips_without_events, classes_missing, events,
+            late_events, and those of the ground truth (empty_rows, dropped_rows, merged_events).
     """
 
     tables: Mapping[str, pd.DataFrame]
@@ -45,8 +44,8 @@ class ScoringSet:
 
     @property
     def status(self) -> str:
-        """complete, or partial data where a clip, a crop of one, or a class could not be scored."""
-        missing = ("clips_missing", "crops_missing", "classes_missing")
+        """complete, or partial data where a clip, a crop, much of one of these, or a class could not be scored."""
+        missing = ("clips_missing", "clips_short", "crops_missing", "crops_short", "classes_missing")
         return "partial data" if any(self.counts.get(name, 0) for name in missing) else "complete"
 
 
@@ -72,6 +71,7 @@ def scoring_set(
     classes = list(truth.classes if classes is None else classes)
     if not tables or not truth.events:
         raise DataError(f"there are no {'clips in the ground truth' if tables else 'scores'}; nothing to score.")
+    check_once(classes)
     check_columns(tables, classes)
     notes = list(truth.notes)
     events = _events_of(truth, classes, notes)
@@ -85,7 +85,7 @@ def scoring_set(
         notes.append(f"{len(absent)} classes have no event in the scored clips, and are left out: {some(absent)}.")
     classes = tuple(name for name in classes if name in present)
     data = ScoringSet(
-        {clip: tables[clip][["onset", "offset", *classes]] for clip in clips},
+        {clip: _columns(tables[clip], ["onset", "offset", *classes]) for clip in clips},
         {clip: events.get(clip, []) for clip in clips},
         {clip: float(durations_s[clip]) for clip in clips},
         classes,
@@ -98,9 +98,9 @@ def scoring_set(
         "classes_missing": len(absent),
         "events": sum(map(len, data.events.values())),
         "late_events": _late_events(data, notes),
+        "clips_short": short_scores(data.tables, data.durations_s, "clips", notes),
         **truth.counts,
     }
-    _short_scores(data, notes)
     return ScoringSet(data.tables, data.events, data.durations_s, classes, tuple(notes), counts)
 
 
@@ -108,12 +108,14 @@ def check_columns(tables: Mapping[str, pd.DataFrame], classes: Sequence[str]) ->
     """Raise DataError with the first clip that has no scores for one of the classes."""
     for clip, table in tables.items():
         if lacking := [name for name in classes if name not in table.columns]:
-            near = get_close_matches(lacking[0], [str(name) for name in table.columns], 1)
-            hint = f"the nearest column is {near[0]!r}" if near else f"columns are {some(table.columns[2:])}"
+            hint = nearest(lacking[0], table.columns[2:], "there are scores for")
             raise DataError(
-                f"{clip}: no scores for the class {lacking[0]!r}; {hint}. Name the classes to "
-                "score, or predict all."
+                f"{clip}: no scores for the class {lacking[0]!r}; {hint}. Name the classes to score, or predict all."
             )
+
+
+def _columns(table: pd.DataFrame, names: list[str]) -> pd.DataFrame:
+    return table if list(table.columns) == names else table[names]  # not copied without need: there may be many
 
 
 def _events_of(truth: GroundTruth, classes: Sequence[str], notes: list[str]) -> dict[str, list[Event]]:
@@ -153,17 +155,13 @@ def _late_events(data: ScoringSet, notes: list[str]) -> int:
     return len(late)
 
 
-def _short_scores(data: ScoringSet, notes: list[str]) -> None:
+def short_scores(tables: Mapping, durations_s: Mapping[str, float], what: str, notes: list[str]) -> int:
+    """Return how many clips (`what` they are) have no scores for more than SHORT_S of their length, and note it."""
     short = [
         clip
-        for clip, table in data.tables.items()
-        if table["offset"].iat[-1] < data.durations_s[clip] - SHORT_S or table["onset"].iat[0] > SHORT_S
+        for clip, table in tables.items()
+        if table["offset"].iat[-1] < durations_s[clip] - SHORT_S or table["onset"].iat[0] > SHORT_S
     ]
     if short:
-        notes.append(f"more than {SHORT_S:g} s of {len(short)} clips are without scores: {some(short)}.")
-
-
-def some(names: Iterable[str], shown: int = 3) -> str:
-    """Return the first names for a sentence: a, b, c and 7 more."""
-    names = list(map(str, names))
-    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
+        notes.append(f"more than {SHORT_S:g} s of {len(short)} {what} are without scores: {some(short)}.")
+    return len(short)

@@ -21,9 +21,9 @@ import numpy as np
 import pandas as pd
 from psds_eval import PSDSEval
 
+from common.data.events import EVENT_COLUMNS
 from common.data.manifest import DataError
 from common.metrics.scoring_set import ScoringSet
-from common.metrics.sed_scores import EVENT_COLUMNS
 
 with warnings.catch_warnings():  # dcase_util, which sed_scores_eval brings along, still needs pkg_resources
     warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
@@ -85,8 +85,9 @@ def intersection_counts(data: ScoringSet, dtc: float, gtc: float, cttc: float | 
     """Return how true and false positives of each clip change with the threshold: clip → class → (scores, changes).
 
     The form is that of sed_scores_eval's deltas. All scores by intersection can be had from them again, also those of
-    resampled clips.
+    resampled clips. One class alone has no cross triggers, whatever `cttc`.
     """
+    cttc = cttc if len(data.classes) > 1 else None
     counts = intersection_based.intermediate_statistics_deltas(
         data.tables, data.events, dtc_threshold=dtc, gtc_threshold=gtc, cttc_threshold=cttc
     )

@@ -56,10 +56,8 @@ class ClipBootstrap(GroupBootstrap):
         self.clips = list(clips)
 
     def weights(self) -> Iterator[np.ndarray]:
-        """Yield for each resample how often every clip was drawn, (N,)."""
-        for chunk in self._weights:
-            for drawn in chunk:
-                yield drawn[self.index].astype(np.float64)
+        """Return for each resample how often every clip was drawn, (N,)."""
+        return (drawn[self.index] for drawn in self.draws())
 
     def resampled(self, score: Callable[[np.ndarray], tuple[float, dict]], n_groups: Mapping[str, int]) -> Parts:
         """Return a score and its parts on all clips and on each resample.
@@ -86,7 +84,7 @@ def resampled_psds(
 ) -> Parts:
     """Return PSDS on the clips and on each resample, overall and per class.
 
-    A class that a resample drew no event of is left out of that resample.
+    A class that a resample drew no event of is left out of that resample; a resample without any event is NaN.
 
     Args:
         counts: `intersection_counts` with the settings' dtc, gtc and cttc, where they exist already.
@@ -98,6 +96,8 @@ def resampled_psds(
 
     def score(weights: np.ndarray) -> tuple[float, dict[str, float]]:
         present = [k for k, own in enumerate(steps) if own.n_events @ weights > 0]
+        if not present:
+            return np.nan, {}
         own = settings.for_classes(len(present))
         options = {"alpha_ct": own.alpha_ct, "alpha_st": own.alpha_st, "max_efpr": own.max_efpr}
         value, per_class = psds_fast.psds(_only(steps, present), durations_s, weights=weights, **options)
@@ -146,7 +146,7 @@ def _resampled_f1(data: ScoringSet, bootstrap: ClipBootstrap, hits, false, event
         found, wanted = 2 * (hits @ weights), (hits + false + events) @ weights
         f1 = np.divide(found, wanted, out=np.zeros_like(found), where=wanted > 0)
         present = events @ weights > 0
-        return f1[present].mean(), dict(zip(np.array(data.classes)[present], f1[present]))
+        return f1[present].mean() if present.any() else np.nan, dict(zip(np.array(data.classes)[present], f1[present]))
 
     return bootstrap.resampled(score, dict(zip(data.classes, map(bootstrap.n_groups_with, events > 0))))
 

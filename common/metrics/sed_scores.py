@@ -289,8 +289,10 @@ def read_score_table(
     if problem := _grid_problem(np.append(onsets, offsets[-1])):
         raise DataError(f"{path}: {problem}.")
     numbers[:-1, 1] = onsets[1:]
-    table = pd.DataFrame(numbers, columns=columns)
-    return table if dtype is np.float64 else table.astype(dict.fromkeys(classes, dtype))
+    if dtype is np.float64:
+        return pd.DataFrame(numbers, columns=columns)
+    times, scores = numbers[:, :2].copy(), numbers[:, 2:].astype(dtype)  # copies: what they come from may go
+    return pd.concat([pd.DataFrame(times, columns=columns[:2]), pd.DataFrame(scores, columns=columns[2:])], axis=1)
 
 
 def _grid_problem(borders: np.ndarray) -> str | None:

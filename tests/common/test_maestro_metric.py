@@ -7,14 +7,13 @@ from sed_scores_eval import segment_based
 
 from common.data.manifest import DataError
 from common.metrics.maestro import (
-    Crop,
     cell_weights,
     crop_set,
     join_clips,
     joined_set,
     kept_events,
     mpauc,
-    read_soft_labels,
+    read_crop_labels,
 )
 from common.metrics.sed import segment_cells
 from common.metrics.sed_scores import FrameScores
@@ -45,20 +44,7 @@ def scores_of(*crops):
     return crop_scores(**{crop.replace("-", "_"): full[crop] for crop in crops})
 
 
-# ---------------------------------------------------------------- names and labels
-
-
-def test_names_hold_centiseconds():
-    crop = Crop.parse("cafe_restaurant_01-002500-003160.wav")
-    assert crop == Crop("cafe_restaurant_01", 25.0, 31.6) and crop.n_cells == 7
-    assert Crop.parse("a-b-000000-1000000").end_s == 10000
-    assert Crop.parse("a-000000-001000").n_cells == 10
-
-
-@pytest.mark.parametrize("name", ["cafe_01", "a-0-10", "a-001000-000500", "a-000500-000500", "-000000-001000"])
-def test_other_names_are_no_crops(name):
-    with pytest.raises(DataError, match="not the name of a MAESTRO crop"):
-        Crop.parse(name)
+# ---------------------------------------------------------------- labels
 
 
 def test_an_event_has_more_than_half_confidence_and_a_class_that_is_scored():
@@ -68,16 +54,29 @@ def test_an_event_has_more_than_half_confidence_and_a_class_that_is_scored():
     assert len(kept_events(labels(*rows), CLASSES, min_confidence=0.2)) == 5
 
 
-def test_soft_labels_are_read_and_odd_confidences_named(tmp_path):
+def test_labels_are_read_and_what_is_odd_is_said(tmp_path):
     path = tmp_path / "soft.tsv"
     head = "filename\tonset\toffset\tevent_label\tconfidence\n"
-    path.write_text(head + f"{FIRST}.wav\t0\t1\tcar\t0.7\n{SECOND}.wav\t\t\t\t\n")
-    table = read_soft_labels(path)
-    assert table.confidence.tolist()[0] == 0.7 and len(kept_events(table, CLASSES)) == 1
-    for wrong in ("1.5", "-0.1", "much", ""):
+    rows = [f"{FIRST}.wav\t0\t1\tcar\t0.7", f"{SECOND}.wav\t\t\t\t", f"{SHORT}.wav\t\t1\tcar\t0.7"]
+    path.write_text("\n".join([head.strip(), *rows, f"{FIRST}.wav\t2\t1\tcar\t0.7", ""]))
+    found = read_crop_labels(path)
+    assert found.crops == (FIRST, SECOND, SHORT) and found.counts == {"empty_rows": 1, "dropped_rows": 2}
+    assert found.events.to_numpy().tolist() == [[FIRST, 0.0, 1.0, "car", 0.7]] and len(found.notes) == 2
+    for wrong in ("1.5", "-0.1", "much"):
         path.write_text(head + f"{FIRST}.wav\t0\t1\tcar\t{wrong}\n")
-        with pytest.raises(DataError, match=f"car: confidence '{wrong}' is not within 0..1"):
-            read_soft_labels(path)
+        with pytest.raises(DataError, match=rf"soft.tsv: row 1 \({FIRST}.wav, car\): confidence '{wrong}' is not"):
+            read_crop_labels(path)
+
+
+def test_without_a_sure_event_there_is_nothing_to_score():
+    unsure = labels((FIRST, 0.0, 1.0, "car", 0.5), (FIRST, 0.0, 1.0, "wind", 0.9))
+    for build in (crop_set, lambda *a: joined_set(a[0], a[1], DURATIONS, a[2])):
+        with pytest.raises(DataError, match="none of the 1 labels of the classes to score has a confidence above 0.5"):
+            build(scores_of(FIRST), unsure, CLASSES)
+        with pytest.raises(DataError, match="none of the 2 labels is of a class to score: footsteps"):
+            build(scores_of(FIRST), unsure, ["footsteps"])
+        with pytest.raises(DataError, match="the class 'car' stands twice"):
+            build(scores_of(FIRST), labels(*ROWS), ["car", "car"])
 
 
 # ---------------------------------------------------------------- seconds
@@ -89,7 +88,7 @@ def test_cells_weigh_frames_by_their_overlap_with_the_whole_second():
     # Frames end before the crop does: the last cell is their mean, not a fraction of it.
     np.testing.assert_allclose(cell_weights(np.array([0, 1, 1.9]), 2), np.eye(2))
     # The crop ends within its last second: frames after its end count.
-    np.testing.assert_allclose(cell_weights(HALVES, Crop.parse(SHORT).n_cells)[-1, 8:10], [0.5, 0.5])
+    np.testing.assert_allclose(cell_weights(HALVES, 5)[-1, 8:10], [0.5, 0.5])
     with pytest.raises(DataError, match="lasts 3 s by its name, but its scores go from 0 to 1.9 s"):
         cell_weights(np.array([0, 1, 1.9]), 3)
 
@@ -114,7 +113,7 @@ def test_crops_that_do_not_fit_their_recording():
         join_clips(scores_of(FIRST), {"q": 20}, CLASSES)
     with pytest.raises(DataError, match="ends after its recording, which lasts 9 s"):
         join_clips(scores_of(FIRST), {"r": 9}, CLASSES)
-    with pytest.raises(DataError, match="no scores for the class 'cars'; the nearest column is 'car'"):
+    with pytest.raises(DataError, match="no scores for the class 'cars'; the nearest is 'car'"):
         join_clips(scores_of(FIRST), DURATIONS, ["cars"])
 
 
@@ -132,8 +131,25 @@ def test_events_of_overlapping_crops_become_those_of_the_recording():
         (FIRST, 0.0, 9.0, "announcement", 0.9),
     ]
     data = joined_set(scores_of(FIRST, SECOND, SHORT), labels(*rows), DURATIONS, CLASSES)
-    assert data.events["r"] == [(5, 7, "car"), (5, 6, "footsteps"), (8, 10, "car"), (14, 14.6, "car")]
-    assert data.status == "complete" and data.notes == ()
+    assert data.events["r"] == [(5, 6, "footsteps"), (5, 7, "car"), (8, 10, "car"), (14, 14.6, "car")]
+    assert data.status == "complete" and data.notes == (
+        "1 events of classes that are not scored are left out: announcement.",
+        f"1 events go past the end of their crop (by up to 0.4 s; first: {SHORT}), and are cut there.",
+    )
+
+
+def test_events_end_with_their_crop_and_not_with_its_neighbours():
+    rows = [(FIRST, 9.0, 12.0, "car", 0.9), (FIRST, 10.0, 11.0, "car", 0.9), (FIRST, 1.0, 2.0, "footsteps", 0.9)]
+    data = joined_set(scores_of(FIRST, SECOND, SHORT), labels(*rows), DURATIONS, CLASSES)
+    assert data.events["r"] == [(1, 2, "footsteps"), (9, 10, "car")]
+    assert data.notes == (
+        f"2 events go past the end of their crop (by up to 2 s; first: {FIRST}), and are cut there; 1 of them begin "
+        "after it, and are left out.",
+    )
+    # A name is cut to hundredths of a second: the last crop may last a little longer than it says.
+    longer = labels(*ROWS, (SHORT, 3.0, 4.6055, "car", 0.9))
+    data = joined_set(scores_of(FIRST, SECOND, SHORT), longer, {"r": 14.6055}, CLASSES)
+    assert data.events["r"][-1] == (13, 14.6055, "car") and data.notes == ()
 
 
 def test_crops_without_events_join_or_not():
@@ -160,6 +176,27 @@ def test_missing_crops_are_never_silent():
     assert "1 recordings have an event in a second that no scored crop covers, and are left out: r." in data.notes
     with pytest.raises(DataError, match="in a second that no scored crop covers"):
         joined_set(scores_of(FIRST), labels(*ROWS), DURATIONS, CLASSES)
+
+
+def test_crops_of_recordings_that_nothing_knows_are_left_out():
+    scores = scores_of(FIRST, SECOND, SHORT)
+    expected = joined_set(scores, labels(*ROWS), DURATIONS, CLASSES)
+    more = scores | crop_scores(z_000000_001000=range(10))
+    for crops in ("all", "with_events"):
+        data = joined_set(more, labels(*ROWS), DURATIONS, CLASSES, crops)
+        sentence = "1 scored crops are of recordings without labels and durations, and left out: z-000000-001000."
+        assert sentence in data.notes and data.clips == ["r"]
+    assert mpauc(joined_set(more, labels(*ROWS), DURATIONS, CLASSES)) == mpauc(expected)
+    with pytest.raises(DataError, match="z-000000-001000: the recording 'z' has no duration"):
+        joined_set(more, labels(*ROWS, ("z-000000-001000", 0.0, 1.0, "car", 0.2)), DURATIONS, CLASSES)
+
+
+def test_crops_with_a_part_of_their_frames_are_partial_data():
+    scores = scores_of(FIRST, SECOND, SHORT)
+    scores[FIRST] = scores[FIRST].iloc[:19].assign(offset=[*np.arange(1, 19) / 2, 9.3])
+    data = joined_set(scores, labels(*ROWS), DURATIONS, CLASSES)
+    assert data.status == "partial data" and data.counts["crops_short"] == 1
+    assert f"more than 0.5 s of 1 crops are without scores: {FIRST}." in data.notes
 
 
 def test_mpauc_solved_by_hand_and_by_sed_scores_eval():

@@ -34,7 +34,7 @@ from common.metrics.sed_intervals import (
 from common.metrics.sed_scores import (
     FrameScores,
     GroundTruth,
-    merge_touching,
+    ground_truth,
     read_durations,
     read_ground_truth,
     read_score_folder,
@@ -56,16 +56,14 @@ def random_set(n_clips=6, n_frames=12, levels=5, seed=0, classes=("x", "y", "z")
     """Clips of 0.5 s frames with scores on a few levels, and random events."""
     rng = np.random.default_rng(seed)
     values = rng.integers(0, levels, (n_clips, n_frames, len(classes))) / levels
-    events = {}
-    for n in range(n_clips):
-        own = events[f"c{n}"] = []
+    clips, rows = [f"c{n}" for n in range(n_clips)], []
+    for clip in clips:
         for name in classes:
             times = np.sort(rng.uniform(0, n_frames / 2, 4)).round(2)
-            own += [(on, off, name) for on, off in times.reshape(2, 2).tolist()[: rng.integers(1, 3)] if off > on]
-        events[f"c{n}"] = merge_touching(own)
-    clips = [f"c{n}" for n in range(n_clips)]
+            rows += [(clip, on, off, name) for on, off in times.reshape(2, 2).tolist()[: rng.integers(1, 3)]]
+    truth = ground_truth(pd.DataFrame(rows, columns=["filename", "onset", "offset", "event_label"]))
     scores = FrameScores(clips, classes, np.arange(n_frames + 1) / 2, values)
-    return scoring_set(scores, GroundTruth(events), dict.fromkeys(clips, n_frames / 2))
+    return scoring_set(scores, GroundTruth(truth.events), dict.fromkeys(clips, n_frames / 2))
 
 
 # ---------------------------------------------------------------- hand-solved
@@ -97,6 +95,8 @@ def test_one_class_alone_has_no_cross_triggers():
     data = scoring_set(scores, GroundTruth({"clip": HAND_EVENTS}), {"clip": 72}, classes=["a"])
     settings = PsdsSettings(dtc=0.5, gtc=0.5, cttc=0.3, alpha_ct=0.5)
     assert psds(data, settings).value == pytest.approx(0.75)
+    counts = intersection_counts(data, settings.dtc, settings.gtc, settings.cttc)
+    assert psds(data, settings, counts).value == pytest.approx(0.75)
 
 
 def test_a_class_that_no_threshold_changes_scores_zero():
@@ -270,6 +270,7 @@ def test_late_events_and_short_scores_are_scored_as_they_are():
     data = scoring_set(tables(a=["dog"], b=["dog"]), truth, {"a": 2, "b": 10})
     assert data.counts["late_events"] == 1 and "1 events end after their clip (by up to 0.1 s)" in data.notes[0]
     assert data.notes[1] == "more than 0.5 s of 1 clips are without scores: b."
+    assert data.counts["clips_short"] == 1 and data.status == "partial data"
     assert data.events["a"] == [(0, 2.1, "dog")]
     # Its whole length counts: two of 2.1 s are more than the 70 % that PSDS1 asks for, two of 3 s are not.
     found = [
@@ -285,10 +286,11 @@ def test_late_events_and_short_scores_are_scored_as_they_are():
     [
         ({}, EVENTS, {"a": 2}, None, "there are no scores"),
         (tables(a=["dog"]), {}, {"a": 2}, None, "there are no clips in the ground truth"),
-        (tables(a=["dogs", "cat"]), EVENTS, {"a": 2}, None, "for the class 'dog'; the nearest column is 'dogs'"),
+        (tables(a=["dogs", "cat"]), EVENTS, {"a": 2}, None, "for the class 'dog'; the nearest is 'dogs'"),
         (tables(a=["dog"]), {"a": [], "b": []}, {"a": 2}, ["dog"], "none of the 2 clips has an event"),
         (tables(x=["dog", "cat"]), EVENTS, {"a": 2}, None, r"none of the 1 scored clips \(first: x\)"),
         (tables(a=["dog", "cat"]), EVENTS, {"b": 2}, None, "1 clips have no duration: a; add them"),
+        (tables(a=["dog", "cat"]), EVENTS, {"a": 2}, ["dog", "cat", "dog"], "the class 'dog' stands twice"),
     ],
 )
 def test_what_cannot_be_scored(scores, events, durations_s, classes, message):
@@ -343,6 +345,26 @@ def test_a_class_that_was_not_drawn_is_left_out():
         assert per_class["dog"].n_groups == 1 and per_class["cat"].n_groups == 2
     alone = per_class["cat"].values[~drawn]
     np.testing.assert_allclose(value.values[~drawn], alone)
+
+
+def test_a_resample_without_events_is_left_out_of_the_interval():
+    events = {"a": [(0, 1, "dog"), (1, 2, "cat")], "b": [], "c": []}
+    scores = tables(**dict.fromkeys("abc", ["dog", "cat"]))
+    data = scoring_set(scores, GroundTruth(events), dict.fromkeys("abc", 2), drop_clips_without_events=False)
+    bootstrap = ClipBootstrap(data.clips, n_resamples=60)
+    without = np.array([weights[0] == 0 for weights in bootstrap.weights()])
+    assert 5 < without.sum() < 40  # (2/3)³ of them
+    counts = intersection_counts(data, 0.5, 0.5)
+    for value, per_class in (
+        resampled_psds(data, bootstrap, PSDS1),
+        resampled_psds(data, bootstrap, PSDS2),
+        resampled_f1(data, bootstrap, counts),
+        resampled_segment_f1(data, bootstrap),
+        resampled_auroc(data, bootstrap),
+    ):
+        assert (np.isnan(value.values) == without).all() and (np.isnan(per_class["dog"].values) == without).all()
+        interval = value.interval()
+        assert interval.n_resamples == 60 - without.sum() and np.isfinite([interval.low, interval.high]).all()
 
 
 def test_groups_are_drawn_as_a_whole_and_systems_are_compared_in_pairs():

@@ -1,6 +1,7 @@
 """Score folders and ground truth: what is written is read, foreign files are read or named with their fault."""
 
 import json
+import os
 
 import numpy as np
 import pandas as pd
@@ -12,9 +13,7 @@ from common.metrics import sed_scores
 from common.metrics.sed_scores import (
     FrameScores,
     boundaries,
-    clip_name,
     ground_truth,
-    merge_touching,
     read_durations,
     read_ground_truth,
     read_score_folder,
@@ -109,6 +108,15 @@ def test_a_write_that_fails_leaves_the_old_scores(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["scores"]
 
 
+def test_a_killed_write_is_no_obstacle_for_a_process_of_the_same_number(tmp_path):
+    stale = tmp_path / f".scores.{os.getpid()}.tmp"
+    stale.mkdir()
+    (stale / "half.tsv").write_text("onset")
+    write_score_folder(tmp_path / "scores", random_scores(clips=("c",)))
+    assert [path.name for path in (tmp_path / "scores").iterdir()] == ["c.tsv"]
+    assert [path.name for path in tmp_path.iterdir()] == ["scores"]
+
+
 def test_folders_of_something_else_and_odd_names_are_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(DataError, match="holds notes.txt, which is no file of scores"):
@@ -134,10 +142,41 @@ def test_foreign_folder_with_other_grids_orders_and_further_classes(tmp_path):
     np.testing.assert_allclose(tables["b"].to_numpy(), [[0.1, 0.3, 0.6, 0.5], [0.3, 1.7, 1, 0]], atol=1e-6)
     assert (tables["b"]["offset"][:-1].to_numpy() == tables["b"]["onset"][1:].to_numpy()).all()
     assert list(read_score_folder(tmp_path, ["cat"])["a"].columns) == ["onset", "offset", "cat"]
-    write_files(tmp_path, b=other.replace("cat", "cat\tbird").replace("0.5\t", "0.5\t0.2\t").replace("0\t1", "0\t0\t1"))
-    with pytest.raises(DataError, match=r"b.tsv: column 'bird' is not in the other files"):
+
+
+FURTHER = "onset\toffset\tcat\tbird\tdog\n0\t0.5\t0.9\t0.3\t0.1\n0.5\t1\t0.8\t0.3\t0.2\n"
+
+
+def test_classes_that_only_some_files_have_are_left_out_with_a_sentence(tmp_path):
+    write_files(tmp_path, a=GOOD, b=FURTHER, c=GOOD, d=GOOD.replace("\tcat", "\towl"))
+    notes = []
+    tables = read_score_folder(tmp_path, notes=notes)
+    assert {tuple(table.columns) for table in tables.values()} == {("onset", "offset", "dog")}
+    sentence = "3 classes are not in all files of scores, and are left out: {}."
+    assert notes == [sentence.format("cat (not in d.tsv), bird (only in b.tsv), owl (only in d.tsv)")]
+    chosen = read_score_folder(tmp_path, ["bird", "dog"], required=False)
+    assert {tuple(table.columns[2:]) for table in chosen.values()} == {("dog",)}
+    with pytest.raises(DataError, match="d.tsv: no column 'cat'; columns are dog, owl"):
+        read_score_folder(tmp_path, ["dog", "cat"])
+    with pytest.raises(DataError, match=r"a.tsv: no column 'bird'; .*\(2 more of 4 files"):
+        read_score_folder(tmp_path, ["bird"])
+    with pytest.raises(DataError, match="the class 'dog' stands twice among those to score"):
+        read_score_folder(tmp_path, ["dog", "dog"])
+    (tmp_path / "d.tsv").write_text(GOOD.replace("dog\tcat", "owl\temu"))
+    with pytest.raises(DataError, match="the 4 files have no class in common"):
         read_score_folder(tmp_path)
-    assert list(read_score_folder(tmp_path, ["dog", "cat"])["b"]["dog"]) == [0.6, 1]
+    notes.clear()
+    for name in "bd":
+        (tmp_path / f"{name}.tsv").unlink()
+    assert len(read_score_folder(tmp_path, notes=notes)) == 2 and notes == []
+
+
+def test_single_precision_takes_half_of_the_memory(tmp_path):
+    scores = random_scores()
+    write_score_folder(tmp_path / "scores", scores)
+    table = read_score_folder(tmp_path / "scores", dtype=np.float32)["a"]
+    assert table["onset"].dtype == np.float64 and table["dog"].dtype == np.float32
+    np.testing.assert_array_equal(table["dog"], scores.values[1, :, 0])
 
 
 @pytest.mark.parametrize(
@@ -146,7 +185,8 @@ def test_foreign_folder_with_other_grids_orders_and_further_classes(tmp_path):
         ("", "cannot be read as a table"),
         ("onset\toffset\tdog\tcat\n", "has a header but no frame"),
         (GOOD.replace("\t", ","), "no column 'onset'; columns must be separated by tabs"),
-        (GOOD.replace("cat", "bird"), "no column 'cat'; columns are onset, offset, dog, bird"),
+        (GOOD.replace("\tdog\tcat", "").replace("\t0.1\t0.9", ""), "has no column of scores"),
+        (GOOD.replace("\n0", "\n0\t0"), "rows have more cells than the header has columns"),
         (GOOD.replace("cat", "dog"), "two columns are called 'dog'"),
         (GOOD.replace("0.2", ""), "a value of frame 1 is missing or not finite"),
         (GOOD.replace("0.2", "inf"), "a value of frame 1 is missing or not finite"),
@@ -188,7 +228,11 @@ def test_ground_truth_is_mended_and_says_so(tmp_path):
     truth = read_ground_truth(table_file(tmp_path, *rows, "c.wav\t2\t2\tcat", "c.wav\t\t\tdog", "d.wav\tNaN\tNaN\tnan"))
     assert truth.events == {"a": [(1, 4, "dog"), (2, 5, "cat")], "b": [], "c": [], "d": []}
     assert truth.counts == {"empty_rows": 2, "dropped_rows": 2, "merged_events": 2}
-    assert len(truth.notes) == 3 and truth.notes[2].startswith("2 events overlap or touch")
+    assert truth.notes == (
+        "2 rows without an event: their clips hold none, unless another row names one.",
+        "2 rows left out (first: row 6 (c.wav, cat)): offset not after onset, or a value is missing.",
+        "2 events overlap or touch another of their class in the same clip: merged.",
+    )
     assert truth.classes == ["cat", "dog"]
 
 
@@ -198,18 +242,17 @@ def test_ground_truth_of_a_table_with_numbers():
     assert truth.events == {"a": [(0.5, 1.0, "dog")], "b": []} and truth.counts["merged_events"] == 0
 
 
-def test_merging_keeps_events_of_other_classes_and_gaps():
-    events = [(5, 6, "x"), (0, 4, "x"), (1, 2, "x"), (1, 2, "y"), (4.5, 5, "x")]
-    assert merge_touching(events) == [(0, 4, "x"), (1, 2, "y"), (4.5, 6, "x")]
-
-
 @pytest.mark.parametrize(
     "row, message",
-    [("a.wav\t-1\t2\tdog", "a.wav: onset '-1'"), ("a.wav\t0\tlater\tdog", "offset 'later'; both must be seconds")],
+    [
+        ("a.wav\t-1\t2\tdog", r"row 2 \(a.wav, dog\): onset '-1' must be a number of seconds, not below 0"),
+        ("a.wav\t0\tlater\tdog", r"row 2 \(a.wav, dog\): offset 'later' must be"),
+        ("a.wav\t0\tinf\tdog", r"row 2 \(a.wav, dog\): offset 'inf' must be"),
+    ],
 )
 def test_times_that_are_none(tmp_path, row, message):
-    with pytest.raises(DataError, match=message):
-        read_ground_truth(table_file(tmp_path, row))
+    with pytest.raises(DataError, match=f"table.tsv: {message}"):
+        read_ground_truth(table_file(tmp_path, "a.wav\t0\t1\tdog", row))
 
 
 def test_ground_truth_without_rows_or_columns(tmp_path):
@@ -228,11 +271,6 @@ def test_durations_may_repeat_but_not_contradict(tmp_path):
     for wrong in ("0", "-1", "long", "inf"):
         with pytest.raises(DataError, match=f"a.wav has the duration '{wrong}'"):
             read_durations(table_file(tmp_path, f"a.wav\t{wrong}", header=header))
-
-
-def test_clip_names_lose_endings_of_audio_only():
-    for name, clip in (("a.wav", "a"), ("a.FLAC", "a"), ("Y1_30.000_40.000", "Y1_30.000_40.000"), ("x.y.wav", "x.y")):
-        assert clip_name(name) == clip
 
 
 def test_published_score_files_and_tables(shared):
