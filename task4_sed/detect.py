@@ -26,7 +26,7 @@ from common.config import ConfigError
 from common.data.manifest import DataError
 from common.files import write_atomically, write_text
 from common.metrics.sed_scores import FrameScores
-from common.nn.weights import WeightsError
+from common.nn.key_maps import WeightsError
 from common.progress import progress
 from task4_sed.csebbs import Csebbs
 from task4_sed.labels import decode, sound_classes
@@ -34,7 +34,9 @@ from task4_sed.model import DEFAULT_NETWORK, Detector, load_detector, untrained_
 from task4_sed.postprocess import median_filter
 
 PLOTTED_CLASSES = 12
+ROWS_AT_A_TIME = 4096
 AUDIOSET_MEDIAN_FRAMES = 9  # of 40 ms, the published length for AudioSet Strong
+CLIP_HEAD = ("weak_head",)  # not needed for frame scores: weights may lack it
 UNTRAINED = "UNTRAINED network with random weights: these events mean nothing"
 
 
@@ -67,6 +69,8 @@ def frame_probabilities(
     """
     if not 0 <= overlap <= 0.95:
         raise ValueError(f"overlap {overlap} must be 0 up to 0.95 of a window.")
+    if batch_size < 1:
+        raise ValueError(f"batch size {batch_size} must be at least 1 window.")
     windows = Windows(
         window_samples=round(detector.clip_s * detector.sample_rate),
         frame_samples=round(detector.grid.frame_s * detector.sample_rate),
@@ -152,11 +156,28 @@ def detect_file(path: Path, out: Path, detector: Detector, remark: str = "", **s
     any_length = ClipFormat(detector.sample_rate, clip_s=None, resample=True, downmix=True)
     waveform = any_length.read(path)
     found = detect(detector, torch.from_numpy(waveform)[None], title=path.name, **settings)
-    write_text(out / f"{path.stem}.scores.tsv", found.scores.tables()["recording"].to_csv(sep="\t", index=False))
+    write_scores(out / f"{path.stem}.scores.tsv", found.scores)
     write_text(out / f"{path.stem}.events.tsv", found.events.to_csv(sep="\t", index=False, float_format="%.4f"))
     title = f"{path.name}: {len(found.events)} events" + (f" – {remark}" if remark else "")
     plot(out / f"{path.stem}.png", waveform, detector.sample_rate, found, title)
     return found
+
+
+def write_scores(path: Path, scores: FrameScores) -> None:
+    """Write the first clip of `scores` as sed_scores_eval does, a few rows at a time: hours of 447 classes are big."""
+    starts, stops = scores.boundaries_s[:-1, None], scores.boundaries_s[1:, None]
+
+    row = "\t".join(["%.9g"] * (2 + len(scores.classes))) + "\n"  # 9 digits keep a float32 as it is
+
+    def write(part: Path) -> None:
+        with open(part, "w", encoding="utf-8") as file:
+            file.write("\t".join(["onset", "offset", *scores.classes]) + "\n")
+            for begin in range(0, len(starts), ROWS_AT_A_TIME):
+                rows = slice(begin, begin + ROWS_AT_A_TIME)
+                table = np.concatenate([starts[rows], stops[rows], scores.values[0, rows]], axis=1)
+                file.write(row * len(table) % tuple(table.ravel().tolist()))
+
+    write_atomically(path, write)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -166,6 +187,7 @@ def _parser() -> argparse.ArgumentParser:
     which.add_argument("--weights", metavar="NAME|FILE", help="a name of common/nn/published.py, or a checkpoint")
     which.add_argument("--untrained", action="store_true", help="random weights: shows the output, finds nothing")
     parser.add_argument("--network", help=f"expression that builds it, like {DEFAULT_NETWORK}; default: as registered")
+    parser.add_argument("--like", metavar="NAME", help="registered weights that a file under another name is like")
     parser.add_argument("--inner", help="which dict of the checkpoint, such as teacher")
     parser.add_argument("--encoder-weights", metavar="NAME|FILE", help="for weights without an encoder (the baseline)")
     parser.add_argument("--download", action="store_true", help="fetch registered weights that are not there yet")
@@ -176,13 +198,22 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--csebbs", type=Path, metavar="JSON", help="tuned boxes instead of the median filter")
     parser.add_argument("--overlap", type=float, default=0.5, help="of two windows, 0 up to 0.95 (default %(default)s)")
     parser.add_argument("--batch-size", type=int, default=4, help="windows at a time (default %(default)s)")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (default %(default)s)")
+    parser.add_argument("--device", default="auto", help="cpu, gpu or auto (default %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("runs/detect"), help="folder (default %(default)s)")
     return parser
 
 
+def _device(name: str) -> str:
+    from common.training.loop import Hardware  # here, not above: slow to load
+
+    try:
+        return "cuda" if Hardware(name).on_gpu else "cpu"
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
 def _detector(options: argparse.Namespace, say: Callable[[str], None]) -> Detector:
-    names = None
+    device, names = _device(options.device), None
     if options.classes:
         try:
             names = [line.strip() for line in options.classes.read_text(encoding="utf-8").splitlines() if line.strip()]
@@ -193,12 +224,12 @@ def _detector(options: argparse.Namespace, say: Callable[[str], None]) -> Detect
         detector = untrained_detector(options.network or DEFAULT_NETWORK, class_names=names)
     else:
         detector, reports = load_detector(
-            options.weights, options.network, options.encoder_weights, names, options.inner,
-            folder=options.weights_folder, download=options.download,
+            options.weights, options.network, options.encoder_weights, names, options.inner, options.like,
+            untrained=CLIP_HEAD, folder=options.weights_folder, download=options.download,
         )  # fmt: skip
         for report in reports:
             say(report.text())
-    return detector.to(options.device)
+    return detector.to(device)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -18,13 +18,15 @@ from torch import Tensor, nn
 from common.audio.encoder_frontends import CrnnMel
 from common.config import ConfigError
 from common.nn.encoders import build_encoder
-from common.nn.weights import LoadReport, WeightsError, load_weights, published_file, registered
+from common.nn.published import NOT_HERE, published_file, registered, registered_like
+from common.nn.weights import LoadReport, WeightsError, load_weights
 from task4_sed.labels import AUDIOSET_GRID, FrameGrid, sound_classes
 from task4_sed.models.crnn import BaselineCRNN
 from task4_sed.models.fusion import FusionModel, build_fusion
 from task4_sed.models.prediction import FramePredictor
 
 DEFAULT_NETWORK = "build_fusion('atst_frame')"
+DETECTORS = ("build_fusion(", "build_baseline(", "FramePredictor(")  # how networks that give frame scores begin
 
 
 def build_baseline(encoder: str = "beats", **crnn_options) -> FusionModel:
@@ -138,6 +140,8 @@ def load_detector(
     encoder_weights: str | Path | None = None,
     class_names: Sequence[str] | None = None,
     inner: str | None = None,
+    like: str | None = None,
+    untrained: Sequence[str] = (),
     **where,
 ) -> tuple[Detector, list[LoadReport]]:
     """Return a detector in evaluation mode with weights in it, and what became of the files' entries.
@@ -148,26 +152,54 @@ def load_detector(
         encoder_weights: another name or file for the encoder, where `weights` hold the CRNN alone (the baseline).
         class_names: see `Detector`.
         inner: which dict of the file, such as "teacher".
+        like: name of the registry that says what a file under another name is.
+        untrained: parts of the network that may stay random where `weights` lack them, such as "strong_head".
         where: folder and download of `common.nn.weights.load_weights`.
 
     Raises:
         WeightsError, ConfigError: what was found and what mends it.
     """
-    entry = registered(weights)
-    if network is None and entry is None:
-        published_file(weights)  # says so where there is no such file or name
-        raise WeightsError(f"{weights} is not in the registry: say which network it is, such as {DEFAULT_NETWORK}.")
-    detector = Detector(build_network(network or entry.architecture), class_names)
-    reports = [load_weights(detector.network, weights, inner=inner, **where)]
-    missing = [name for name in reports[0].missing if name.startswith("encoder.")]
+    network = network or _registered_network(weights, like)
+    published_file(weights, **where)  # before a large network is built for nothing
+    detector = Detector(build_network(network), class_names)
+    reports = [load_weights(detector.network, weights, inner=inner, like=like, **where)]
+    random = {name.split(".")[0] for name in reports[0].missing} - set(untrained)
     if encoder_weights is not None:
-        reports.append(load_weights(detector.encoder.network, encoder_weights, **where))
-    elif missing:
+        reports.append(load_weights(detector.encoder, encoder_weights, **where))
+        random.discard("encoder")
+    if "encoder" in random:
         raise WeightsError(
-            f"{weights} holds no encoder ({len(missing)} entries are missing): give weights for "
-            f"{detector.encoder.name} too (encoder_weights)."
+            f"{weights} holds no encoder: give weights for {detector.encoder.name} too (encoder_weights)."
+        )
+    if random:
+        parts = [name for name, _ in detector.network.named_children() if name in random]
+        found = "".join(f" ({note.rstrip('.')})" for note in reports[0].notes)
+        raise WeightsError(
+            f"{weights} holds no weights for {', '.join(parts)}, which would stay random{found}: take weights that "
+            "hold them, or say that these parts may stay untrained."
         )
     return detector.eval(), reports
+
+
+def _registered_network(weights: str | Path, like: str | None) -> str:
+    """Return the expression that builds the detector of registered weights."""
+    entry = registered_like(like) if like else registered(weights)
+    if entry is None:
+        published_file(weights)  # says so where there is no such file or name
+        raise WeightsError(
+            f"{weights} is not in the registry: say which network it is, such as {DEFAULT_NETWORK}, or which "
+            "registered weights it is like."
+        )
+    name = like or weights
+    if entry.architecture.startswith(NOT_HERE):
+        network = entry.architecture.removeprefix(NOT_HERE)
+        raise WeightsError(f"{name} are for {network}, a network that is not part of this repository: take others.")
+    if not entry.architecture.startswith(DETECTORS):
+        raise WeightsError(
+            f"{name} are for {entry.architecture}, which is no detector of sound events: say which network they are "
+            "part of, such as FramePredictor(build_encoder('beats'))."
+        )
+    return entry.architecture
 
 
 def untrained_detector(network: str = DEFAULT_NETWORK, seed: int = 0, class_names=None) -> Detector:

@@ -14,6 +14,7 @@ Wang et al., "DeepNet", 2022.
 """
 
 import math
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,9 @@ from torch.nn.utils.parametrizations import weight_norm
 from common.nn.transformer import check_heads, check_log_mel, layer_groups
 
 GATE_OUTPUTS = 8  # of the gate's linear layer: two gates, each the sum of four
+# Settings of published files: rates that training may use, and others of training that are not here.
+RATES = ("dropout", "attention_dropout", "activation_dropout", "dropout_input", "encoder_layerdrop")
+NOT_USED = {"layer_wise_gradient_decay_ratio": 1.0}
 
 
 class Beats(nn.Module):
@@ -35,7 +39,8 @@ class Beats(nn.Module):
         conv_taps, conv_groups: of the positional convolution.
         n_buckets, max_distance: of the relative positions, see `relative_buckets`.
         dropout: after each sub-layer and before the first layer, in training.
-        attention_dropout, input_dropout: on attention weights and on the patch embedding.
+        attention_dropout, input_dropout, activation_dropout: on attention weights, on the patch embedding, and
+            between the two linear layers of the feed-forward part.
         layerdrop: probability that a layer is skipped in training. A skipped layer has no gradient: on
             several GPUs train with find_unused_parameters, or with layerdrop 0.
         fold_frequency: average the bands of each moment; False is the published behaviour.
@@ -44,7 +49,8 @@ class Beats(nn.Module):
         n_features: D.
         frames_per_token: mel frames from one token to the next: 2 as published, 16 when folded.
 
-    Input of any length: positions are relative. Trained on 10 s.
+    Input of any length: positions are relative. Trained on 10 s. The file of the fine-tuned BEATs brings dropouts
+    and layerdrop of its own; `common.nn.weights.load_weights` hands them to `use_settings`.
 
     Raises (forward):
         ValueError: wrong shape or less than one patch of frames.
@@ -66,6 +72,7 @@ class Beats(nn.Module):
         dropout: float = 0.1,
         attention_dropout: float = 0.1,
         input_dropout: float = 0.1,
+        activation_dropout: float = 0.0,
         layerdrop: float = 0.05,
         fold_frequency: bool = False,
     ):
@@ -79,10 +86,19 @@ class Beats(nn.Module):
         self.layer_norm = nn.LayerNorm(patch_dim)
         self.post_extract_proj = nn.Linear(patch_dim, dim)
         self.input_dropout = nn.Dropout(input_dropout)
-        layers = [BeatsLayer(dim, n_heads, ffn_dim, depth, dropout, attention_dropout) for _ in range(depth)]
+        rates = dropout, attention_dropout, activation_dropout
+        layers = [BeatsLayer(dim, n_heads, ffn_dim, depth, *rates) for _ in range(depth)]
         self.encoder = BeatsEncoder(
             layers, dim, n_heads, conv_taps, conv_groups, n_buckets, max_distance, dropout, layerdrop
         )
+        # What the settings of published files call them; the last six cannot be chosen here.
+        self.architecture = {
+            "encoder_layers": depth, "encoder_embed_dim": dim, "encoder_ffn_embed_dim": ffn_dim,
+            "encoder_attention_heads": n_heads, "embed_dim": patch_dim, "input_patch_size": patch,
+            "conv_pos": conv_taps, "conv_pos_groups": conv_groups, "num_buckets": n_buckets,
+            "max_distance": max_distance, "activation_fn": "gelu", "layer_norm_first": False, "deep_norm": True,
+            "conv_bias": False, "relative_position_embedding": True, "gru_rel_pos": True,
+        }  # fmt: skip
 
     def forward(self, log_mel: Tensor) -> Tensor:
         """Return tokens (B, N // 16 · 8, D), or (B, N // 16, D) if folded, for log_mel (B, 1, 128, N)."""
@@ -90,6 +106,36 @@ class Beats(nn.Module):
         patches = self.patch_embedding(log_mel.transpose(2, 3)).flatten(2).transpose(1, 2)
         tokens = self.encoder(self.input_dropout(self.post_extract_proj(self.layer_norm(patches))))
         return tokens.unflatten(1, (-1, self.n_bands)).mean(2) if self.fold_frequency else tokens
+
+    def settings_problem(self, settings: Mapping) -> str:
+        """Return the first of a published file's `settings` ("cfg") that this network is not built for, or ""."""
+        for name, here in self.architecture.items():
+            if settings.get(name, here) != here:
+                return f"{name} is {settings[name]} in the file and {here} in the network"
+        for name in RATES:
+            rate = settings.get(name, 0)
+            if not isinstance(rate, int | float) or not 0 <= rate <= 1:
+                return f"{name} is {rate} in the file, but has to be 0 up to 1"
+        return ""
+
+    def use_settings(self, settings: Mapping) -> str:
+        """Take over the dropouts and the layerdrop of a published file; return what was taken.
+
+        A rate that the file does not name stays.
+        """
+        rates = {name: float(settings[name]) for name in RATES if name in settings}
+        dropouts = {"dropout_input": [self.input_dropout], "dropout": [self.encoder.dropout], "activation_dropout": []}
+        for layer in self.encoder.layers:
+            dropouts["dropout"].append(layer.dropout)
+            dropouts["activation_dropout"].append(layer.activation_dropout)
+            layer.self_attn.dropout = rates.get("attention_dropout", layer.self_attn.dropout)
+        for name, modules in dropouts.items():
+            for module in modules:
+                module.p = rates.get(name, module.p)
+        self.encoder.layerdrop = rates.get("encoder_layerdrop", self.encoder.layerdrop)
+        taken = ", ".join(f"{name} {rate:g}" for name, rate in rates.items()) or "none"
+        left = [f"{name} {settings[name]}" for name, none in NOT_USED.items() if settings.get(name, none) != none]
+        return f"Training rates of the file taken over: {taken}{', not ' * bool(left)}{', '.join(left)}."
 
     def layer_groups(self) -> list[list[nn.Parameter]]:
         """Return the parameters from top to bottom, see `common.nn.transformer.layer_groups`.
@@ -157,7 +203,14 @@ class BeatsLayer(nn.Module):
     """
 
     def __init__(
-        self, dim: int, n_heads: int, ffn_dim: int, depth: int, dropout: float, attention_dropout: float
+        self,
+        dim: int,
+        n_heads: int,
+        ffn_dim: int,
+        depth: int,
+        dropout: float,
+        attention_dropout: float,
+        activation_dropout: float = 0.0,
     ):
         super().__init__()
         self.self_attn = GatedBiasAttention(dim, n_heads, attention_dropout)
@@ -165,7 +218,7 @@ class BeatsLayer(nn.Module):
         self.fc1 = nn.Linear(dim, ffn_dim)
         self.fc2 = nn.Linear(ffn_dim, dim)
         self.final_layer_norm = nn.LayerNorm(dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout, self.activation_dropout = nn.Dropout(dropout), nn.Dropout(activation_dropout)
         self.residual_gain = (2 * depth) ** 0.25
         gain = (8 * depth) ** -0.25  # DeepNet's start for deep post-norm networks
         for linear in (self.self_attn.v_proj, self.self_attn.out_proj, self.fc1, self.fc2):
@@ -175,7 +228,7 @@ class BeatsLayer(nn.Module):
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
         attended = self.dropout(self.self_attn(x, bias))
         x = self.self_attn_layer_norm(torch.add(attended, x, alpha=self.residual_gain))
-        fed = self.dropout(self.fc2(F.gelu(self.fc1(x))))
+        fed = self.dropout(self.fc2(self.activation_dropout(F.gelu(self.fc1(x)))))
         return self.final_layer_norm(torch.add(fed, x, alpha=self.residual_gain))
 
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
 from common.audio.encoder_frontends import AtstMel, BeatsFbank, M2dMel, fmn_mel, passt_mel
@@ -53,9 +54,29 @@ class Encoder(nn.Module):
         self.frame_rate_hz = MEL_RATE_HZ / frames_per_token
         self.clip_s = CLIP_S
 
-    def log_mel(self, waveform: Tensor) -> Tensor:
-        """Return the features (B, 1, F, N) of `waveform` (B, 1, T) at `sample_rate`, full scale ±1."""
-        return self.front_end(waveform)
+    def log_mel(self, waveform: Tensor, f_min_hz: float | None = None, f_max_hz: float | None = None) -> Tensor:
+        """Return the features (B, 1, F, N) of `waveform` (B, 1, T) at `sample_rate`, full scale ±1.
+
+        Args:
+            f_min_hz, f_max_hz: mel edges of this call, as from `draw_edges`; None = those of evaluation.
+
+        Raises:
+            ValueError: edges for a front end whose edges are fixed.
+        """
+        edges = {"f_min_hz": f_min_hz, "f_max_hz": f_max_hz}
+        edges = {name: edge for name, edge in edges.items() if edge is not None}
+        if edges and not self.draws_edges:
+            raise ValueError(f"encoder {self.name} was given {', '.join(edges)}, but its mel edges are fixed.")
+        return self.front_end(waveform, **edges)
+
+    @property
+    def draws_edges(self) -> bool:
+        """Whether the published training moves the mel edges of this encoder."""
+        return hasattr(self.front_end, "draw_edges")
+
+    def draw_edges(self, rng: np.random.Generator) -> dict[str, float]:
+        """Return random mel edges of one training batch for `log_mel`; {} where the front end's are fixed."""
+        return dict(zip(("f_min_hz", "f_max_hz"), self.front_end.draw_edges(rng))) if self.draws_edges else {}
 
     def forward(self, log_mel: Tensor) -> Tensor:
         """Return frames (B, N', D) for log_mel (B, 1, F, N)."""

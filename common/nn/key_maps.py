@@ -45,6 +45,10 @@ class KeyMap:
         aliases: second names of one tensor; they are resolved first, under published names.
         spare: beginnings of our names that a file may hold and a network may do without.
         may_lack: beginnings of our names that a file may lack; the network then keeps what it has.
+        heads: beginnings of our names of layers to the classes; one made for another number of classes is left
+            out, as if the file lacked it.
+        norm_stats: our name of an entry with the mean and deviation that the front end has to use.
+        settings: name of a dict in the file whose settings the network takes over (`Beats.use_settings`).
     """
 
     prefixes: tuple[tuple[str, str], ...] = ()
@@ -54,6 +58,9 @@ class KeyMap:
     aliases: tuple[Alias, ...] = ()
     spare: tuple[str, ...] = ()
     may_lack: tuple[str, ...] = ()
+    heads: tuple[str, ...] = ()
+    norm_stats: str | None = None
+    settings: str | None = None
 
     def apply(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
         """Return the renamed entries and the published names left out."""
@@ -112,9 +119,12 @@ class KeyMap:
 # What names begin with in the parts of whole models that are also filled by themselves.
 PARTS = ("", "encoder.", "encoder.network.", "crnn.")
 
-_ENCODER, _HEADS = "encoder.network.", ("strong_head.", "weak_head.", "sequence.")
-_SPARE = (_ENCODER + "mask_embed", _ENCODER + "norm_stats")  # of pre-training; of a front end, never applied
-_AFTER_ENCODER = ("projection.", "crnn.", *_HEADS)
+_ENCODER, _HEADS = "encoder.network.", ("strong_head.", "weak_head.")
+_CRNN_HEADS = ("crnn.strong_head.", "crnn.attention_head.")
+# Of pre-training; of a front end, never applied by those systems (but see "m2d").
+_STATS = "norm_stats"
+_SPARE = (_ENCODER + "mask_embed", _ENCODER + _STATS)
+_AFTER_ENCODER = ("projection.", "crnn.", "sequence.", *_HEADS)
 _BEATS_BIAS = Alias(r"(.*encoder\.layers)\.\d+(\.self_attn\.relative_attention_bias\.weight)", r"\1.0\2")
 # The two convolutions of a TCN block stand in the file twice; the reference reads the later name last.
 _TCN_TWICE = tuple(
@@ -144,8 +154,10 @@ KEY_MAPS = {
         prefixes=(("as_model.head_linear_layer.", "projection."), ("as_model.model.atst.", _ENCODER),
                   ("as_model.model.", _ENCODER)),
         renames=_CRNN_NAMES,
+        ignore=("as_model.model.predictor.",),  # of fine-tuned BEATs, to its own classes
         aliases=(_BEATS_BIAS,),
         spare=_SPARE,
+        heads=_CRNN_HEADS,
     ),
     # Encoders trained on AudioSet strong, with or without their 527-class layer → FusionModel. What stands
     # between "net_strong.model." and the network differs from file to file.
@@ -169,32 +181,39 @@ KEY_MAPS = {
         spare=_SPARE,
         may_lack=_AFTER_ENCODER,
     ),
-    # The dict "model" of beats_as.pt; the layer to the 527 classes it was fine-tuned on is not used.
+    # The dict "model" of beats_as.pt; the layer to the 527 classes it was fine-tuned on is not used. Its "cfg" sets
+    # dropouts, as in the systems that start from it.
     "beats": KeyMap(
         prefixes=(("model.", _ENCODER),),
         renames=((rf"^(?!{re.escape(_ENCODER)})", _ENCODER),),
         ignore=("predictor.", "model.predictor."),
         aliases=(_BEATS_BIAS,),
         may_lack=_AFTER_ENCODER,
+        settings="cfg",
     ),
-    # M2D fine-tuned on AudioSet, as its authors publish it.
+    # M2D as its authors publish it: fine-tuned, or the encoder alone under bare names.
     "m2d": KeyMap(
-        prefixes=(("module.ar.runtime.backbone.", _ENCODER),),
+        prefixes=tuple((f"{path}backbone.", _ENCODER) for path in ("module.ar.runtime.", "ar.runtime.", "")) + tuple(
+            (name, _ENCODER + name) for name in ("cls_token", "pos_embed", "patch_embed.", "blocks.", "norm.", _STATS)
+        ),
         ignore_others=True,
         spare=_SPARE,
         may_lack=_AFTER_ENCODER,
+        norm_stats=_ENCODER + _STATS,
     ),
     # → FramePredictor. The network's own name is missing in older files ("model.cls_token").
     "pretrained_sed": KeyMap(
         prefixes=tuple((f"model.{name}.", _ENCODER) for name in (
             "model", "atst", "beats", "fpasst", "m2d.backbone", "backbone", "asit", "frame_mn", "fmn",
         )) + (("model.", _ENCODER), ("seq_model.", "sequence.")),
-        ignore=tuple(f"model.{mel}." for mel in (
+        ignore=tuple(f"model.{spare}." for spare in (
             "mel", "atst_mel", "beats_mel", "m2d.to_spec", "to_spec",
+            "predictor", "model.predictor", "beats.predictor",  # of fine-tuned BEATs
         )),
         aliases=(_BEATS_BIAS,),
         spare=_SPARE,
         may_lack=_AFTER_ENCODER,
+        heads=_HEADS,
     ),
     # → FramePredictor; the second spelling is what the reference renames it to.
     "efficient_sed": KeyMap(
@@ -203,8 +222,9 @@ KEY_MAPS = {
         renames=_TCN_NAMES,
         ignore=("mel.", "net.mel.", "net.model.mel.", "model.mel."),
         aliases=_TCN_TWICE,
-        may_lack=("strong_head.", "weak_head."),
+        may_lack=_HEADS,
+        heads=_HEADS,
     ),
     # The dicts "sed_student" and "sed_teacher" of the DCASE 2024 baseline → FusionModel; BEATs has its own file.
-    "desed_baseline": KeyMap(renames=_CRNN_NAMES, may_lack=("encoder.",)),
+    "desed_baseline": KeyMap(renames=_CRNN_NAMES, may_lack=("encoder.",), heads=_CRNN_HEADS),
 }

@@ -45,6 +45,8 @@ class M2d(nn.Module):
         patch_mels, patch_frames: size of a patch.
         dim, depth, n_heads: features, blocks, attention heads.
 
+    The table of positions is fixed: it is loaded and saved, but never trains.
+
     Attributes:
         n_features: features of a frame, bands · D.
         frames_per_token: mel frames from one output frame to the next.

@@ -1,11 +1,23 @@
-"""What published weights exist, where they come from and which network takes them.
+"""What published weights exist, where they come from, which network takes them, and how their files are had.
+
+Flow: name or path → **`published_file`** → `common.nn.weights`.
 
 `architecture` is an expression that builds the network; `common.nn.weights.load_weights(network, name)` fills it.
 Names in it: MobileNet, DyMN and build_encoder of common.nn; FramePredictor, build_fusion and build_baseline of
 task4_sed; those of task 1 say so.
+
+Nothing is downloaded unless asked for.
 """
+import shutil
+import zipfile
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from difflib import get_close_matches
+from pathlib import Path, PurePosixPath
+
+from common.files import sha256, write_atomically
+from common.nn.key_maps import WeightsError
+
+NOT_HERE = "none here: "  # begins the architecture of weights whose network is not part of the repository
 
 
 @dataclass(frozen=True)
@@ -13,7 +25,7 @@ class PublishedWeights:
     """One published checkpoint.
 
     Attributes:
-        architecture: the class (and settings) it loads into.
+        architecture: the class (and settings) it loads into; begins with NOT_HERE where we have no such network.
         source: the repository it belongs to.
         licence: what the repository says about using it.
         file: path of the file within `source` or in the archive at `url`, where known.
@@ -156,7 +168,11 @@ def _cpjku_2024() -> dict[str, PublishedWeights]:
 
 
 def _pretrained_sed() -> dict[str, PublishedWeights]:
-    """Encoders after self-supervision (fPaSST: ImageNet), AudioSet weak and AudioSet strong."""
+    """Encoders after self-supervision (fPaSST: ImageNet), AudioSet weak and AudioSet strong.
+
+    fPaSST's own start, DeiT-B of 384 × 384 pixels with its positions interpolated, is not built here:
+    pretrained_sed_fpasst_ssl is what came out of it.
+    """
     source = "https://github.com/fschmid56/PretrainedSED"
     networks = {"beats": "BEATs", "atst_frame": "ATST-F", "fpasst": "fpasst", "m2d": "M2D", "asit": "ASIT"}
     steps = {"ssl": "_ssl", "weak": "_weak", "strong": "_strong_1"}
@@ -164,7 +180,7 @@ def _pretrained_sed() -> dict[str, PublishedWeights]:
     files |= {f"fmn{n}_strong": (f"fmn{n}", f"frame_mn{n}_strong_1") for n in ("06", "10")}
     return {
         f"pretrained_sed_{name}": PublishedWeights(
-            architecture=f"FramePredictor(build_encoder('{encoder}'))" if encoder != "asit" else "none here: ASiT",
+            architecture=f"FramePredictor(build_encoder('{encoder}'))" if encoder != "asit" else NOT_HERE + "ASiT",
             source=source,
             licence="MIT",
             url=f"{source}/releases/download/v0.0.1/{file}.pt",
@@ -192,7 +208,7 @@ def _efficient_sed() -> dict[str, PublishedWeights]:
             licence="MIT",
             url=f"{source}/releases/download/v0.0.1/{file}.pt",
             key_map="efficient_sed",
-            note="The published code cannot build it (hybrid below 128)." if "hybrid-104" in file else "",
+            note="With norms of 26 entries inside it has n_heads=4." if "hybrid-104" in file else "",
         )
         for file, width, sequence in files
     }
@@ -225,3 +241,108 @@ REGISTRY: dict[str, PublishedWeights] = {
         note="M2D ViT-B at 32 kHz fine-tuned on AudioSet; its BatchNorm and 527 outputs are not used.",
     ),
 }
+
+
+# ---------------------------------------------------------------- files
+
+
+def registered(name_or_path: str | Path) -> PublishedWeights | None:
+    """Return the registry's entry of that name, or of the file of that name; None if it knows neither."""
+    if str(name_or_path) in REGISTRY:
+        return REGISTRY[str(name_or_path)]
+    file_name = Path(name_or_path).name
+    return next((e for e in REGISTRY.values() if e.url is not None and e.file_name == file_name), None)
+
+
+def registered_like(name: str) -> PublishedWeights:
+    """Return the registry's entry of that name.
+
+    Raises:
+        WeightsError: there is none; the message says which names are near.
+    """
+    if name not in REGISTRY:
+        raise WeightsError(f"{name!r} is no registered name: {_near(name)}")
+    return REGISTRY[name]
+
+
+def _near(name: str) -> str:
+    near = get_close_matches(name, REGISTRY, 3, cutoff=0.5)
+    return f"did you mean {' or '.join(near)}?" if near else "common/nn/published.py lists the names."
+
+
+def published_file(
+    name_or_path: str | Path, folder: str | Path = "downloads", download: bool = False
+) -> Path:
+    """Return the local file behind a path or a name of the registry.
+
+    Args:
+        folder: where downloads are kept.
+        download: fetch a file that is not there yet; one that broke off goes on.
+
+    Raises:
+        WeightsError: neither a file nor a registered name; not downloaded yet; no address known; the download
+            failed; wrong checksum; an archive without the file.
+    """
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    if str(name_or_path) not in REGISTRY:
+        raise WeightsError(f"{name_or_path} is neither a file nor a registered name: {_near(str(name_or_path))}")
+    entry = REGISTRY[str(name_or_path)]
+    if entry.url is None:
+        inside = f" (there: {entry.file})" if entry.file else ""
+        raise WeightsError(
+            f"{name_or_path} has no direct address: fetch it from {entry.source}{inside}, give its path."
+        )
+    path, fetched = Path(folder) / entry.file_name, Path(folder) / entry.url.rsplit("/", 1)[-1]
+    if path.is_file() and path != fetched:
+        return path  # unpacked before
+    if not fetched.is_file() and not download:
+        raise WeightsError(
+            f"{fetched} does not exist: allow the download, or fetch {entry.url} and give its path."
+        )
+    if not fetched.is_file():
+        _download(entry, fetched)
+    check_sha256(fetched, entry.sha256)
+    if path != fetched:
+        _unpack(fetched, path)
+    return path
+
+
+def _download(entry: PublishedWeights, target: Path) -> None:
+    from common.data.download import RemoteFile, fetch  # only here: nothing else needs the network
+
+    checksum = entry.sha256 and f"sha256:{entry.sha256}"
+    try:
+        fetch(RemoteFile(entry.url, target.name, checksum=checksum), target.parent)
+    except OSError as error:  # of the connection, the server or the disk
+        raise WeightsError(f"{error} Or fetch {entry.url} by hand and give its path.") from None
+
+
+def _unpack(archive: Path, target: Path) -> None:
+    """Write the member of `archive` called like `target`, from whatever folder it is in there."""
+    try:
+        with zipfile.ZipFile(archive) as content:
+            members = [name for name in content.namelist() if PurePosixPath(name).name == target.name]
+            if not members:
+                raise WeightsError(f"{archive} holds no {target.name}: fetch it again.")
+            with content.open(members[0]) as source:
+                write_atomically(target, lambda path: _copy(source, path))
+    except zipfile.BadZipFile:
+        raise WeightsError(f"{archive} is damaged or no zip archive: delete it and fetch it again.") from None
+
+
+def _copy(source, path: Path) -> None:
+    with open(path, "wb") as target:
+        shutil.copyfileobj(source, target)
+
+
+def check_sha256(path: Path, expected: str | None) -> None:
+    """Compare a file with its published checksum; None = none is known, nothing to compare."""
+    if expected is None:
+        return
+    found = sha256(path)
+    if found != expected:
+        raise WeightsError(
+            f"{path} has SHA-256 {found}, but {expected} was published: delete it and fetch it again."
+        )

@@ -29,15 +29,16 @@ ROTARY_BASE = 10_000.0
 TCN_DILATIONS = (1, 2, 4, 8, 16)
 
 
-def published_heads(dim: int) -> int:
-    """Return the number of attention heads that goes with a width: 8, below 128 only 4."""
-    return 4 if dim < 128 else 8
+def published_heads(kind: str, dim: int) -> int:
+    """Return the number of attention heads that goes with a kind and a width: 8, of "tf" below 128 only 4."""
+    return 4 if kind == "tf" and dim < 128 else 8
 
 
 class RMSNorm(nn.Module):
     """Scale each vector to the root mean square `gamma`. Shape: (…, D) → same.
 
-    PyTorch's own adds a constant to the square, which moves quiet frames.
+    PyTorch's own adds a constant to the square, which moves quiet frames. At least float32 inside: in half precision
+    the square overflows, and a frame of zeros would be divided by 0.
     """
 
     def __init__(self, dim: int):
@@ -46,7 +47,8 @@ class RMSNorm(nn.Module):
         self.gamma = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.normalize(x, dim=-1) * self.scale * self.gamma
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        return (F.normalize(wide, dim=-1) * self.scale * self.gamma).to(self.gamma.dtype)
 
 
 # ---------------------------------------------------------------- attention
@@ -269,7 +271,7 @@ def build_sequence(
         in_features: D_in, the width of the encoder's frames.
         dim: width inside, for "gru" of each direction.
         n_layers: attention, minGRU or GRU layers; for "tcn" stacks of five blocks.
-        n_heads: of "tf", "attn" and "hybrid"; None = as published, 8 and below a dim of 128 only 4.
+        n_heads: of "tf", "attn" and "hybrid"; None = as published, 8, but 4 of "tf" below a dim of 128.
 
     Raises:
         ValueError: unknown kind, or a dim that the heads cannot share.
@@ -284,7 +286,7 @@ def build_sequence(
         raise ValueError(f"sequence model {kind!r} is unknown: use one of {', '.join(KINDS)}.")
     if kind == "gru":
         return SequenceModel(2 * dim, BidirectionalGRU(in_features, dim, n_layers))
-    n_heads = n_heads or published_heads(dim)
+    n_heads = n_heads or published_heads(kind, dim)
     if kind == "tf":
         body = Transformer(dim, n_layers, n_heads)
     elif kind == "attn":

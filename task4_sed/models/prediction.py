@@ -27,7 +27,7 @@ class FramePredictor(nn.Module):
             (`common.nn.encoders`).
         n_classes: of both heads.
         sequence: None or a kind of `common.nn.sequence`.
-        dim, n_layers: of the sequence model.
+        dim, n_layers, n_heads: of the sequence model; n_heads None = as published.
         n_frames: number of frames the encoder's are brought to before the sequence model; None = as they come,
             for clips of any length. 250 belongs to 10 s: shorter clips are stretched to it.
 
@@ -43,12 +43,13 @@ class FramePredictor(nn.Module):
         dim: int = 256,
         n_layers: int = 2,
         n_frames: int | None = N_FRAMES,
+        n_heads: int | None = None,
     ):
         super().__init__()
         if n_frames is not None and n_frames < 1:
             raise ValueError(f"n_frames is {n_frames}: give at least 1, or None to keep the encoder's frames.")
         self.encoder = encoder
-        self.sequence = build_sequence(sequence, encoder.n_features, dim, n_layers) if sequence else None
+        self.sequence = build_sequence(sequence, encoder.n_features, dim, n_layers, n_heads) if sequence else None
         self.n_features = self.sequence.n_features if sequence else encoder.n_features
         self.n_frames = n_frames
         self.strong_head = nn.Linear(self.n_features, n_classes)

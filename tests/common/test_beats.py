@@ -126,14 +126,15 @@ def test_beats_dropouts_and_layerdrop():
     log_mel = torch.randn(1, 1, 32, 40)
 
     def spread(**rates):
-        off = {"dropout": 0.0, "attention_dropout": 0.0, "input_dropout": 0.0, "layerdrop": 0.0}
+        names = ("dropout", "attention_dropout", "activation_dropout", "input_dropout", "layerdrop")
+        off = dict.fromkeys(names, 0.0)
         torch.manual_seed(9)
         network = Beats(**SMALL_BEATS, **{**off, **rates}).train()
         with torch.no_grad():
             return len({float(network(log_mel).sum()) for _ in range(12)})
 
     assert spread() == 1
-    for name in ("dropout", "attention_dropout", "input_dropout"):
+    for name in ("dropout", "attention_dropout", "activation_dropout", "input_dropout"):
         assert spread(**{name: 0.2}) > 6, name
     assert 2 <= spread(layerdrop=0.5) <= 4  # which of the two layers ran
     with torch.no_grad():

@@ -1,5 +1,6 @@
 """One interface for all encoders: names, options, rates, lengths, parameter groups."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -81,6 +82,29 @@ def test_options_reach_network_and_front_end():
     assert encoder.network.max_tokens == 100
     assert build_encoder("atst_frame", top_db_over="batch", **SMALL).front_end.top_db_over == "batch"
     assert build_encoder("m2d", **SMALL, sample_rate=32_000).sample_rate == 32_000
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["fpasst", "fmn04"])
+def test_mel_edges_of_training_reach_the_front_end(name):
+    encoder, waveform = small(name), torch.randn(1, 1, 16_000)
+    edges = encoder.draw_edges(np.random.default_rng(3))
+    drawn = encoder.front_end.draw_edges(np.random.default_rng(3))
+    assert edges == dict(zip(("f_min_hz", "f_max_hz"), drawn))
+    assert torch.equal(encoder.log_mel(waveform, **edges), encoder.front_end(waveform, None, None, *drawn))
+    assert not torch.equal(encoder.log_mel(waveform, **edges), encoder.log_mel(waveform))
+    assert torch.equal(encoder.log_mel(waveform, f_max_hz=7000.0), encoder.log_mel(waveform))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["atst_frame", "beats", "m2d"])
+def test_other_front_ends_have_no_edges_to_draw(name):
+    encoder, waveform, rng = small(name), torch.randn(1, 1, 16_000), np.random.default_rng(3)
+    assert encoder.draw_edges(rng) == {}
+    assert rng.random() == np.random.default_rng(3).random()  # nothing drawn
+    assert torch.equal(encoder.log_mel(waveform, **encoder.draw_edges(rng)), encoder.front_end(waveform))
+    with pytest.raises(ValueError, match=f"encoder {name} .* mel edges are fixed"):
+        encoder.log_mel(waveform, f_max_hz=7000.0)
 
 
 def test_unknown_names_get_the_nearest():

@@ -1,32 +1,20 @@
-"""Files of sound event detectors as they are published: every layout, made from small networks, and the registry.
+"""Files of sound event detectors as they are published: every layout, made from small networks.
 
 The way back from our names to the published ones is written here once more, so that a key map is not compared
 with itself.
 """
 
-import dataclasses
 import re
-import zipfile
 
 import pytest
 import torch
 from torch import nn
 
-from common.nn.encoders import ENCODERS, build_encoder
-from common.nn.key_maps import KEY_MAPS, Alias, KeyMap
-from common.nn.published import REGISTRY
-from common.nn.weights import (
-    LoadReport,
-    WeightsError,
-    load_published,
-    load_state_dict_file,
-    load_weights,
-    published_file,
-    registered,
-)
-from task4_sed.model import build_network
+from common.nn.encoders import build_encoder
+from common.nn.key_maps import Alias, KeyMap
+from common.nn.weights import LoadReport, WeightsError, load_published, load_state_dict_file, load_weights
 from task4_sed.models.crnn import BaselineCRNN
-from task4_sed.models.fusion import FusionModel, build_fusion
+from task4_sed.models.fusion import build_fusion
 from task4_sed.models.prediction import FramePredictor
 
 VIT = {"dim": 8, "depth": 2, "n_heads": 2}
@@ -107,14 +95,16 @@ def stage_names(name):
 def test_stage_checkpoint(tmp_path, name):
     model = small_fusion(name)
     student = renamed(model, *stage_names(name))
+    if name == "beats":  # fine-tuned BEATs keeps the layer to its own classes
+        student |= {f"as_model.model.predictor.{p}": torch.ones(2) for p in ("weight", "bias")}
     teacher = {key: tensor + 1 for key, tensor in student.items()}
     both = {f"student.{k}": t for k, t in student.items()} | {f"teacher.{k}": t for k, t in teacher.items()}
     path = saved(tmp_path, {
         "epoch": 3, "student": student, "teacher": teacher, "state_dict": both | {"mel.window": torch.zeros(2)},
     })
     report = filled(model, load_state_dict_file(path, "teacher"), key_map="cpjku_dcase24")
-    n_repeated = 2 if name == "beats" else 0
-    assert (report.loaded, len(report.ignored)) == (len(student) - n_repeated, n_repeated)
+    n_ignored = 2 + 2 if name == "beats" else 0  # repeated positions and predictor
+    assert (report.loaded, len(report.ignored)) == (len(student) - n_ignored, n_ignored)
     assert (report.missing, report.unexpected) == ((), ())
     assert torch.equal(model.crnn.merge.weight, teacher["cat_tf.weight"])
 
@@ -173,13 +163,20 @@ def test_three_layouts_of_atst_frame(tmp_path, names):
 # ---------------------------------------------------------------- BEATs, M2D
 
 
+BEATS_CFG = {
+    "encoder_layers": 3, "encoder_embed_dim": 16, "num_buckets": 320, "activation_fn": "gelu", "deep_norm": True,
+    "dropout": 0.0, "attention_dropout": 0.2, "activation_dropout": 0.3, "dropout_input": 0.4, "encoder_layerdrop": 0.5,
+    "layer_wise_gradient_decay_ratio": 0.6, "predictor_class": 527,
+}  # fmt: skip
+
+
 def test_beats_file_with_old_names(tmp_path):
     encoder = small_encoder("beats")
     state = renamed(encoder.network, *OLD_WEIGHT_NORM)
     assert "encoder.pos_conv.0.weight_g" in state
     predictor = {"predictor.weight": torch.zeros(2), "predictor.bias": torch.zeros(2)}
     path = tmp_path / "beats_as.pt"
-    torch.save({"cfg": {"encoder_layers": 12, "activation_fn": "gelu"}, "model": state | predictor}, path)
+    torch.save({"cfg": BEATS_CFG, "model": state | predictor}, path)
     report = filled(encoder, load_state_dict_file(path), key_map="beats", part="encoder.")
     # Known by its name, it fills an encoder, its network or the encoder of a detector.
     model = small_fusion("beats")
@@ -192,6 +189,40 @@ def test_beats_file_with_old_names(tmp_path):
     taps = encoder.network.encoder.pos_conv[0].parametrizations.weight
     assert torch.equal(taps.original0, state["encoder.pos_conv.0.weight_g"])
     assert torch.equal(taps.original1, state["encoder.pos_conv.0.weight_v"])
+
+
+@pytest.mark.parametrize("around", [lambda b: b.network, lambda b: b, lambda b: build_fusion(b)])
+def test_beats_takes_the_dropouts_of_its_file(tmp_path, around):
+    encoder = small_encoder("beats")
+    path = tmp_path / "beats_as.pt"
+    torch.save({"cfg": BEATS_CFG, "model": renamed(encoder.network)}, path)
+    report = load_weights(around(encoder), path)
+    network, layer = encoder.network, encoder.network.encoder.layers[2]
+    assert (network.encoder.dropout.p, layer.dropout.p, layer.self_attn.dropout) == (0.0, 0.0, 0.2)
+    assert (layer.activation_dropout.p, network.input_dropout.p, network.encoder.layerdrop) == (0.3, 0.4, 0.5)
+    assert "dropout 0, attention_dropout 0.2, activation_dropout 0.3, dropout_input 0.4" in report.text()
+    assert "not layer_wise_gradient_decay_ratio 0.6" in report.text()
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"encoder_layers": 12}, "encoder_layers is 12 in the file and 3 in the network"),
+        ({"layer_norm_first": True}, "layer_norm_first is True in the file and False in the network"),
+        ({"max_distance": 1280}, "max_distance is 1280 in the file and 800 in the network"),
+        ({"dropout": 1.5}, "dropout is 1.5 in the file, but has to be 0 up to 1"),
+        ({"encoder_layerdrop": "much"}, "encoder_layerdrop is much in the file, but has to be 0 up to 1"),
+    ],
+)
+def test_beats_of_another_architecture_is_refused(tmp_path, settings, sentence):
+    encoder = small_encoder("beats")
+    path = tmp_path / "beats_as.pt"
+    torch.save({"cfg": BEATS_CFG | settings, "model": renamed(encoder.network)}, path)
+    before = encoder.network.post_extract_proj.weight.clone()
+    with pytest.raises(WeightsError, match=sentence):
+        load_weights(encoder, path)
+    assert torch.equal(before, encoder.network.post_extract_proj.weight)
+    assert encoder.network.input_dropout.p == 0.1
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated:FutureWarning")
@@ -225,12 +256,26 @@ def test_tensor_under_two_names_of_the_network_needs_one():
     assert torch.equal(network["a"].weight, torch.eye(2))
 
 
-def test_m2d_of_its_authors():
+@pytest.mark.parametrize("inside", ["module.ar.runtime.backbone.", "ar.runtime.backbone.", "backbone.", ""])
+def test_m2d_of_its_authors(inside):
     encoder = small_encoder("m2d")
-    state = renamed(encoder.network, (r"^", "module.ar.runtime.backbone."))
-    others = {"module.head.mlp.mlp.0.bias": torch.zeros(2), "module.ar.runtime.backbone.norm_stats": torch.zeros(2)}
-    report = filled(encoder, state | others, key_map="m2d", part="encoder.")
+    state = renamed(encoder.network, (r"^", inside))
+    others = {"module.head.mlp.mlp.0.bias": torch.zeros(2), "head.weight": torch.zeros(2)}
+    stats = {f"{inside}norm_stats": torch.tensor([-6.5, 4.0])}
+    report = filled(encoder, state | others | stats, key_map="m2d", part="encoder.")
     assert (report.loaded, set(report.ignored)) == (len(state), set(others))
+    assert (encoder.front_end.mean, encoder.front_end.std) == (-6.5, 4.0)
+    assert "front end now takes off -6.5 and divides by 4" in report.text()
+
+
+def test_m2d_normalisation_without_a_front_end_is_said():
+    network = small_encoder("m2d").network
+    stats = {"norm_stats": torch.tensor([-6.5, 4.0])}
+    report = load_published(network, renamed(network) | stats, "m2d", part="encoder.network.")
+    assert "build_encoder('m2d', mean=-6.5, std=4)" in report.text()
+    for odd in (torch.tensor([-6.5, 0.0]), torch.tensor([float("nan"), 4.0]), torch.zeros(3)):
+        with pytest.raises(WeightsError, match="norm_stats has to be a mean and a deviation above 0"):
+            load_published(network, renamed(network) | {"norm_stats": odd}, "m2d", part="encoder.network.")
 
 
 # ---------------------------------------------------------------- PretrainedSED, EfficientSED
@@ -239,8 +284,8 @@ def test_m2d_of_its_authors():
 @pytest.mark.parametrize(
     ("name", "inside", "buffers"),
     [
-        ("beats", "model.model.", ()),
-        ("beats", "model.beats.", ()),
+        ("beats", "model.model.", ("model.model.predictor.weight",)),
+        ("beats", "model.beats.", ("model.beats.predictor.weight", "model.predictor.bias")),
         ("atst_frame", "model.atst.", ("model.atst_mel.mel_transform.spectrogram.window",)),
         ("fpasst", "model.", ("model.mel.window",)),
         ("fpasst", "model.fpasst.", ()),
@@ -265,6 +310,27 @@ def test_pretrained_sed(name, inside, buffers):
     headless = {k: t for k, t in state.items() if "head" not in k}
     report = filled(FramePredictor(small_encoder(name), n_classes=3), headless, key_map="pretrained_sed")
     assert set(report.missing) == {f"{head}.{p}" for head in ("strong_head", "weak_head") for p in ("weight", "bias")}
+
+
+@pytest.mark.parametrize("key_map", ["pretrained_sed", "efficient_sed"])
+def test_heads_of_another_number_of_classes_are_left_as_they_are(key_map):
+    """Files of the AudioSet step have 527 classes; own classes are another number still."""
+    inside, net = ("model.fmn.", "") if key_map == "pretrained_sed" else ("net.model.", "net.")
+    names = (r"^encoder\.network\.", inside), (r"^(\w+_head)", rf"{net}\1")
+    state = renamed(FramePredictor(small_encoder("fmn04"), 9), *names)
+    report = filled(FramePredictor(small_encoder("fmn04"), 7), state, key_map=key_map)
+    assert set(report.missing) == {f"{head}.{p}" for head in ("strong_head", "weak_head") for p in ("weight", "bias")}
+    assert (report.loaded, report.ignored) == (len(state) - 4, ())
+    assert "strong_head has 9 classes in the file and 7 here" in report.text()
+    with pytest.raises(WeightsError, match=r"strong_head\.weight is \(9, 384\) in the file and \(9, 32\) in the net"):
+        load_published(FramePredictor(small_encoder("fmn04"), 9, "tf", 32), state, key_map)
+
+
+def test_stage_checkpoint_for_other_classes():
+    state = renamed(small_fusion("atst_frame"), *stage_names("atst_frame"))
+    model = build_fusion(small_encoder("atst_frame"), n_classes=3, hidden=8, n_projected=6)
+    report = filled(model, state, key_map="cpjku_dcase24")
+    assert {name.rsplit(".", 1)[0] for name in report.missing} == {"crnn.strong_head", "crnn.attention_head"}
 
 
 @pytest.mark.parametrize("kind", [None, "tf", "gru", "hybrid", "attn"])
@@ -294,75 +360,6 @@ def test_efficient_sed_convolutions_stand_in_the_file_twice_and_the_later_name_w
     assert torch.equal(first, twice["net.seq_model.1.layers.0.network.0.net.0.weight_v"])
 
 
-# ---------------------------------------------------------------- the baseline, archives, files
-
-
-def baseline_file(tmp_path):
-    names = [(pattern.replace(r"crnn\.", ""), name.replace(".cg", ".glu")) for pattern, name in CRNN]
-    student = renamed(BaselineCRNN(), *names)
-    assert "cnn.cnn.glu6.linear.weight" in student
-    teacher = {name: tensor + 1 for name, tensor in student.items()}
-    return saved(tmp_path, {"sed_student": student, "sed_teacher": teacher, "hyper_parameters": {"a": 1}}), student
-
-
-def test_baseline_from_its_archive(tmp_path):
-    path, student = baseline_file(tmp_path)
-    folder = tmp_path / "downloads"
-    folder.mkdir()
-    with zipfile.ZipFile(folder / "baseline_pretrained_2024.zip", "w") as archive:
-        archive.write(path, "exp/version_0/epoch=259-step=30680.ckpt")
-    network = BaselineCRNN()
-    report = load_weights(network, "desed_baseline_2024", folder=folder)
-    assert (report.loaded, report.missing, report.ignored) == (len(student), (), ())
-    assert torch.equal(network.merge.weight, student["cat_tf.weight"])
-    # Unpacked once; a file fetched by hand is known by its name, and another dict can be asked for.
-    unpacked = published_file("desed_baseline_2024", folder)
-    assert unpacked == folder / "epoch=259-step=30680.ckpt"
-    (folder / "baseline_pretrained_2024.zip").unlink()
-    load_weights(network, unpacked, inner="sed_teacher")
-    assert torch.equal(network.merge.weight, student["cat_tf.weight"] + 1)
-    # The whole detector takes it too; its encoder has a file of its own.
-    whole = FusionModel(small_encoder("fmn04"), None, BaselineCRNN(384, hidden=192))
-    with pytest.raises(WeightsError, match=r"1 of another shape \(crnn\.merge\.weight is \(128, 896\) in the file"):
-        load_weights(whole, unpacked)
-    whole.crnn = BaselineCRNN()
-    report = load_weights(whole, unpacked)
-    assert {name.split(".")[0] for name in report.missing} == {"encoder"}
-
-
-def test_damaged_archives_get_one_sentence(tmp_path):
-    archive = tmp_path / "baseline_pretrained_2024.zip"
-    archive.write_bytes(b"PK\x03\x04 broken")
-    with pytest.raises(WeightsError, match="is damaged or no zip archive"):
-        published_file("desed_baseline_2024", tmp_path)
-    with zipfile.ZipFile(archive, "w") as content:
-        content.writestr("readme.txt", "x")
-    with pytest.raises(WeightsError, match="holds no epoch=259-step=30680.ckpt"):
-        published_file("desed_baseline_2024", tmp_path)
-
-
-def test_which_of_several_dicts(tmp_path):
-    path, student = baseline_file(tmp_path)
-    with pytest.raises(WeightsError, match=r"several state dicts \(sed_student, sed_teacher\): say which one to load"):
-        load_state_dict_file(path)
-    with pytest.raises(WeightsError, match=r"holds no 'student': choose one of those it holds \(sed_student, sed_tea"):
-        load_state_dict_file(path, "student")
-    assert set(load_state_dict_file(path, "sed_student")) == set(student)
-    whole = saved(tmp_path, {"student.a": torch.ones(1), "teacher.a": torch.zeros(1)})
-    assert load_state_dict_file(whole, "teacher") == {"a": torch.zeros(1)}
-    with pytest.raises(WeightsError, match=r"holds no 'mean': choose one of those it holds \(student, teacher\)"):
-        load_state_dict_file(whole, "mean")
-
-
-def test_report_reads_as_a_paragraph():
-    report = LoadReport(5, missing=("crnn.a", "crnn.b"), unexpected=("x",), ignored=("m1", "m2", "m3", "m4"))
-    assert report.text() == (
-        "Loaded 5 entries. 2 missing in the file, kept as they were: crnn.a, crnn.b. 1 left over: x. "
-        "4 ignored: m1, m2, m3, …."
-    )
-    assert LoadReport(5).text() == "Loaded 5 entries."
-
-
 def test_wrong_checkpoint_names_the_first_differences():
     state = renamed(small_fusion("atst_frame"), *stage_names("atst_frame"))
     with pytest.raises(WeightsError) as error:
@@ -374,58 +371,3 @@ def test_wrong_checkpoint_names_the_first_differences():
     assert "\n" not in message
     with pytest.raises(WeightsError, match=r"merge\.weight is \(8, 134\) in the file and \(128, 896\) in the network"):
         load_published(BaselineCRNN(), state, "desed_baseline", part="crnn.")
-
-
-# ---------------------------------------------------------------- registry
-
-
-def test_files_of_the_registry_are_known_by_name():
-    assert registered("somewhere/atst_stage2.ckpt") is REGISTRY["cpjku_2024_atst_stage2"]
-    assert registered("fmn10+tf-256_strong") is registered("fmn10+tf-256_strong.pt")
-    assert registered("model_state_dict.pt") is None  # no address: such a name says nothing
-    with pytest.raises(WeightsError, match="did you mean cpjku_2024_atst_stage2"):
-        published_file("cpjku_atst_stage2")
-
-
-def test_registry_holds_what_is_published():
-    counts = {}
-    for entry in REGISTRY.values():
-        counts[entry.source] = counts.get(entry.source, 0) + 1
-    assert counts["https://github.com/CPJKU/cpjku_dcase24"] == 10
-    assert counts["https://github.com/fschmid56/PretrainedSED"] == 17
-    assert counts["https://github.com/theMoro/EfficientSED"] == 10 + 12 + 3 * 4 + 1
-    files = [entry.url for entry in REGISTRY.values() if entry.url]
-    assert len(files) == len(set(files))
-    url = "https://github.com/theMoro/EfficientSED/releases/download/v0.0.1/fmn10+hybrid-1024_strong.pt"
-    assert REGISTRY["fmn10+hybrid-1024_strong"].url == url
-
-
-class NoFrontEnd(nn.Module):
-    """Stands in for front ends, whose filter banks cannot be built on the meta device."""
-
-    def __init__(self, sample_rate=16000):
-        super().__init__()
-        self.sample_rate = sample_rate
-
-
-@pytest.mark.parametrize("key_map", sorted({e.key_map for e in REGISTRY.values()} - {"dcase_baseline", "same names"}))
-def test_architectures_can_be_built(key_map, monkeypatch):
-    """Each network exists, and consists of the parts that its key map speaks of."""
-    monkeypatch.setattr(
-        "common.nn.encoders.ENCODERS",
-        {name: dataclasses.replace(spec, front_end=NoFrontEnd) for name, spec in ENCODERS.items()},
-    )
-    parts = {
-        "cpjku": {"encoder", "projection", "crnn"}, "desed": {"encoder", "crnn"},
-        "atst": {"network"}, "beats": {"network"}, "m2d": {"network"},
-    }.get(key_map.split("_")[0], {"encoder", "sequence", "strong_head", "weak_head"})
-    found = {e.architecture for e in REGISTRY.values() if e.key_map == key_map}
-    for architecture in found - {"none here: ASiT"}:
-        with torch.device("meta"):
-            network = build_network(architecture)
-        assert {name.split(".")[0] for name in network.state_dict()} <= parts, architecture
-
-
-def test_every_key_map_is_used_or_general():
-    used = {entry.key_map for entry in REGISTRY.values()}
-    assert set(KEY_MAPS) == used

@@ -17,7 +17,7 @@ from common.nn.sequence import (
     build_sequence,
 )
 
-DIM = 16  # 4 heads of 4
+DIM = 16  # tf: 4 heads of 4; attn, hybrid: 8 of 2
 
 
 @pytest.fixture(autouse=True)
@@ -89,10 +89,18 @@ def test_dropout_in_training_only(kind):
 
 
 @pytest.mark.parametrize(
-    ("kind", "dim", "heads"), [("tf", 104, 4), ("hybrid", 104, 4), ("tf", 128, 8), ("hybrid", 160, 8), ("attn", 256, 8)]
+    ("kind", "dim", "heads"),
+    [
+        ("tf", 104, 4),
+        ("hybrid", 104, 8),
+        ("attn", 112, 8),
+        ("tf", 128, 8),
+        ("hybrid", 160, 8),
+        ("attn", 256, 8),
+    ],
 )
 def test_published_heads(kind, dim, heads):
-    """Every published width, the hybrid of 104 too, which the published class refuses."""
+    """Eight at every published width, but of "tf" four below 128."""
     with torch.device("meta"):
         model = build_sequence(kind, 384, dim)
         assert model(torch.zeros(1, 250, 384)).shape == (1, 250, dim)
@@ -101,7 +109,8 @@ def test_published_heads(kind, dim, heads):
 
 
 def test_heads_of_ones_own_choice():
-    assert build_sequence("hybrid", 12, 104, n_heads=8)[1].layers[0][1].rnn_out_norm.gamma.shape == (13,)
+    assert build_sequence("hybrid", 12, 104)[1].layers[0][1].rnn_out_norm.gamma.shape == (13,)
+    assert build_sequence("hybrid", 12, 104, n_heads=4)[1].layers[0][1].rnn_out_norm.gamma.shape == (26,)
     with pytest.raises(ValueError, match="13 features"):
         build_sequence("tf", 12, 104, n_heads=8)
     with pytest.raises(ValueError, match="100 cannot be shared among 8"):
@@ -127,6 +136,20 @@ def test_rms_norm():
     out = RMSNorm(2)(torch.tensor([[3.0, 4.0], [0.03, 0.04], [0.0, 0.0]]))
     expected = torch.tensor([3.0, 4.0]) / math.sqrt(12.5)
     torch.testing.assert_close(out, torch.stack((expected, expected, torch.zeros(2))))
+
+
+@torch.no_grad()
+def test_rms_norm_of_half_precision_networks():
+    """In float16 the square of 300 is infinite, and the smallest length is 0."""
+    x = torch.tensor([[300.0, 400.0], [3e-7, 4e-7], [0.0, 0.0]], dtype=torch.float16)
+    out = RMSNorm(2).half()(x)
+    assert out.dtype == torch.float16
+    assert out.isfinite().all()
+    torch.testing.assert_close(out[0], (torch.tensor([3.0, 4.0]) / math.sqrt(12.5)).half())
+    assert (out[2] == 0).all()
+    exact = torch.randn(3, 2, dtype=torch.float64)
+    expected = exact / exact.square().mean(-1, keepdim=True).sqrt()
+    torch.testing.assert_close(RMSNorm(2).double()(exact), expected, rtol=1e-12, atol=0)
 
 
 def test_rotary_turns_neighbouring_pairs():

@@ -1,22 +1,21 @@
 """Reading published checkpoints and fitting them into our networks."""
 
 import argparse
+import dataclasses
+import http.server
 import pickle
+import re
+import threading
+import zipfile
 
+import numpy as np
 import pytest
 import torch
 
-from common.nn.weights import (
-    KEY_MAPS,
-    REGISTRY,
-    KeyMap,
-    WeightsError,
-    check_sha256,
-    container_devices,
-    load_published,
-    load_state_dict_file,
-    published_file,
-)
+from common.files import sha256
+from common.nn.key_maps import KEY_MAPS, KeyMap, WeightsError
+from common.nn.published import REGISTRY, check_sha256, published_file
+from common.nn.weights import container_devices, load_published, load_state_dict_file
 from task1_asc.model import CPMobile, DeviceModels, from_published
 
 WINNER = "karasin_jku_2025_system4"
@@ -69,6 +68,29 @@ def test_checkpoint_with_code_is_refused_and_not_run(tmp_path, monkeypatch):
     assert not (tmp_path / "was_run").exists()
 
 
+def test_numpy_numbers_beside_the_weights_are_harmless(tmp_path):
+    said = {"best": np.float64(0.3), "step": np.int64(3), "dtype": np.dtype("float32"), "name": np.str_("a")}
+    torch.save({"state_dict": {"a": torch.ones(1)}, **said}, tmp_path / "last.ckpt")
+    assert load_state_dict_file(tmp_path / "last.ckpt") == {"a": torch.ones(1)}
+    # Before NumPy 2 the same function had another name.
+    with zipfile.ZipFile(tmp_path / "last.ckpt") as new, zipfile.ZipFile(tmp_path / "old.ckpt", "w") as old:
+        for name in new.namelist():
+            old.writestr(name, new.read(name).replace(b"cnumpy._core.multiarray", b"cnumpy.core.multiarray"))
+    assert (tmp_path / "old.ckpt").read_bytes().count(b"cnumpy.core.multiarray") == 1
+    assert load_state_dict_file(tmp_path / "old.ckpt") == {"a": torch.ones(1)}
+
+
+def test_advice_on_files_that_hold_code_works(tmp_path):
+    path = tmp_path / "stage.ckpt"
+    settings = argparse.Namespace(lr=1)
+    torch.save({"hyper_parameters": settings, "student": {"a": torch.ones(1)}, "cfg": {"b": settings}}, path)
+    with pytest.raises(WeightsError, match="needs code to be read .argparse.Namespace. and is refused") as error:
+        load_state_dict_file(path)
+    advice = re.search(r"Python: (import torch; .*\))", str(error.value))[1]
+    exec(advice, {})
+    assert load_state_dict_file(tmp_path / "stage.tensors.ckpt") == {"a": torch.ones(1)}
+
+
 @pytest.mark.parametrize(
     ("write", "message"),
     [
@@ -102,6 +124,18 @@ def test_wrong_network_names_the_first_differences():
         load_published(CPMobile(), {**state, "extra": torch.zeros(1)})
     with pytest.raises(WeightsError, match="no name in common"):
         load_published(CPMobile(), {"extra": torch.zeros(1)}, strict=False)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("-inf")])
+def test_weights_that_are_not_finite_are_refused(bad):
+    network = CPMobile()
+    state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    first, second = [name for name, tensor in state.items() if tensor.is_floating_point()][3:5]
+    state[first].view(-1)[0] = state[second].view(-1)[-1] = bad
+    before = next(network.parameters()).clone()
+    with pytest.raises(WeightsError, match=f"2 with NaN or infinite numbers.*{re.escape(first)}"):
+        load_published(network, state, strict=False)
+    assert torch.equal(before, next(network.parameters()))
 
 
 def test_refused_weights_leave_the_network_alone():
@@ -140,6 +174,52 @@ def test_nothing_is_downloaded_unasked(tmp_path):
         published_file(WINNER, folder=tmp_path, download=True)
     with pytest.raises(WeightsError, match="neither a file nor a registered name"):
         published_file("mn99", folder=tmp_path)
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server(tmp_path):
+    """A folder and the address under which it is served."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), lambda *a: Quiet(*a, directory=folder)) as served:
+        threading.Thread(target=served.serve_forever, daemon=True).start()
+        yield folder, f"http://127.0.0.1:{served.server_port}"
+        served.shutdown()
+
+
+def test_download(tmp_path, server, monkeypatch):
+    folder, address = server
+    torch.save({"a": torch.ones(1)}, folder / "net+a.pt")
+    entry = dataclasses.replace(REGISTRY["mn10_as"], url=f"{address}/net+a.pt", sha256=sha256(folder / "net+a.pt"))
+    monkeypatch.setitem(REGISTRY, "here", entry)
+    path = published_file("here", tmp_path / "downloads", download=True)
+    assert load_state_dict_file(path) == {"a": torch.ones(1)}
+    (folder / "net+a.pt").unlink()
+    assert published_file("here", tmp_path / "downloads", download=True) == path
+
+
+def test_downloads_that_fail_are_one_sentence_with_the_address(tmp_path, server, monkeypatch):
+    folder, address = server
+    (folder / "net.pt").write_bytes(b"something else")
+    (tmp_path / "a file").touch()
+    entries = {
+        "absent": (f"{address}/absent.pt", None, tmp_path / "a", "404"),
+        "damaged": (f"{address}/net.pt", "0" * 64, tmp_path / "b", "sha256 is"),
+        "offline": ("http://127.0.0.1:9/net.pt", None, tmp_path / "c", "refused"),
+        "no folder": (f"{address}/net.pt", None, tmp_path / "a file", "a file"),
+    }
+    for name, (url, checksum, where, reason) in entries.items():
+        monkeypatch.setitem(REGISTRY, name, dataclasses.replace(REGISTRY["mn10_as"], url=url, sha256=checksum))
+        with pytest.raises(WeightsError, match=reason) as error:
+            published_file(name, where, download=True)
+        assert f"fetch {url} by hand" in str(error.value)
+        assert "\n" not in str(error.value)
+        assert not list(where.glob("*.pt"))
 
 
 def test_checksum(tmp_path):

@@ -135,6 +135,10 @@ def test_weights_come_from_a_file_and_are_reported(recordings, tmp_path, capsys)
         (["--untrained", "--network", SMALL, "--classes", "nowhere.txt"], "nowhere.txt: no such file"),
         (["--untrained", "--network", SMALL, "--csebbs", "nowhere.json"], "nowhere.json"),
         (["--untrained", "--network", SMALL, "--overlap", "1"], "overlap 1.0 must be 0 up to 0.95"),
+        (["--untrained", "--network", SMALL, "--batch-size", "0"], "batch size 0 must be at least 1"),
+        (["--untrained", "--network", SMALL, "--device", "cuda"], "--device cuda: expected cpu, gpu or auto."),
+        (["--weights", "pretrained_sed_asit_strong"], "are for ASiT, a network that is not part of this repository"),
+        (["--weights", "cpjku_2024_atst_stage2", "--like", "atst_stage2"], "did you mean cpjku_2024_atst_stage2"),
     ],
 )
 def test_what_cannot_work_is_one_sentence(recordings, tmp_path, capsys, arguments, sentence):
@@ -143,6 +147,34 @@ def test_what_cannot_work_is_one_sentence(recordings, tmp_path, capsys, argument
     error = capsys.readouterr().err
     assert sentence in error
     assert len(error.strip().splitlines()) == 1
+
+
+def test_gpu_where_there_is_none_is_one_sentence(recordings, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    arguments = [str(recordings / "short.flac"), "--untrained", "--network", SMALL, "--out", str(tmp_path)]
+    assert command.main([*arguments, "--device", "gpu"]) == 1
+    assert capsys.readouterr().err == "--device gpu: PyTorch finds no GPU on this machine; give --device cpu.\n"
+    assert command.main([*arguments, "--device", "auto"]) == 0
+
+
+def test_weights_without_a_clip_head_are_enough(recordings, tmp_path, capsys):
+    small = "FramePredictor(build_encoder('fmn04'))"
+    state = untrained_detector(small, seed=3).network.state_dict()
+    named = {name.replace("encoder.network.", "net.model."): tensor for name, tensor in state.items()}
+    torch.save({name: tensor for name, tensor in named.items() if "weak" not in name}, tmp_path / "mine.pt")
+    arguments = [str(recordings / "short.flac"), "--weights", str(tmp_path / "mine.pt"), "--out", str(tmp_path)]
+    assert command.main([*arguments, "--like", "fmn04_strong"]) == 0
+    assert "2 not from the file, kept as they were: weak_head.weight, weak_head.bias." in capsys.readouterr().out
+
+
+def test_scores_are_written_in_parts(tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "ROWS_AT_A_TIME", 7)
+    scores = detect(Loudness(), bursts(12, [(3, 4)])).scores
+    command.write_scores(tmp_path / "long.tsv", scores)
+    written = pd.read_csv(tmp_path / "long.tsv", sep="\t")
+    expected = scores.tables()["recording"]
+    assert list(written.columns) == list(expected.columns)
+    np.testing.assert_array_equal(written.to_numpy().astype(np.float32), expected.to_numpy().astype(np.float32))
 
 
 def test_detector_refuses_what_gives_no_frames():

@@ -1,13 +1,15 @@
 """Networks written as expressions, and detectors around them."""
 
+import dataclasses
 import functools
+import re
 
 import pytest
 import torch
 
 from common.audio.encoder_frontends import M2dMel
 from common.config import ConfigError
-from common.nn.encoders import Encoder
+from common.nn.encoders import ENCODERS, Encoder
 from common.nn.m2d import M2d
 from common.nn.published import REGISTRY
 from common.nn.weights import WeightsError
@@ -15,6 +17,7 @@ from task4_sed.labels import sound_classes
 from task4_sed.model import BUILDERS, Detector, build_network, load_detector, untrained_detector
 from task4_sed.models.fusion import FusionModel
 from task4_sed.models.prediction import FramePredictor
+from tests.common.test_published_sed import CRNN
 
 SMALL = "build_fusion('fmn04', hidden=8, projection='trained', n_projected=12)"
 PREDICTOR = "FramePredictor(build_encoder('fmn04'), n_classes=5, sequence='tf', dim=32)"
@@ -105,6 +108,91 @@ def test_loaded_detector_gives_what_the_saved_one_gave(tmp_path):
 def test_weights_without_their_encoder_say_so(tmp_path):
     saved = untrained_detector("build_baseline('fmn04')", seed=5)
     torch.save(saved.network.crnn.state_dict(), tmp_path / "crnn.pt")
-    torch.save(saved.encoder.network.state_dict(), tmp_path / "encoder.pt")
     with pytest.raises(WeightsError):
         load_detector(tmp_path / "crnn.pt", "build_baseline('fmn04')")
+
+
+BASELINE_FILE = "epoch=259-step=30680.ckpt"
+
+
+@pytest.fixture
+def small_beats(monkeypatch):
+    small = {"dim": 16, "patch_dim": 8, "depth": 1, "n_heads": 2, "ffn_dim": 8, "conv_taps": 4, "conv_groups": 2}
+    spec = dataclasses.replace(ENCODERS["beats"], settings=small)
+    monkeypatch.setitem(ENCODERS, "beats", spec)
+
+
+def published_crnn(network):
+    """The CRNN's entries under the names they are published under."""
+    state = {name: tensor for name, tensor in network.state_dict().items() if name.startswith("crnn.")}
+    for pattern, published in CRNN:
+        state = {re.sub(pattern, published, name): tensor for name, tensor in state.items()}
+    return state
+
+
+def test_baseline_with_beats_from_its_own_file(tmp_path, small_beats):
+    saved = untrained_detector("build_baseline()", seed=5)
+    crnn, beats = published_crnn(saved.network), saved.encoder.network.state_dict()
+    teacher = {name: tensor + 1 for name, tensor in crnn.items()}
+    torch.save({"sed_student": crnn, "sed_teacher": teacher}, tmp_path / BASELINE_FILE)
+    torch.save({"cfg": {"dropout": 0.0, "encoder_layers": 1}, "model": beats}, tmp_path / "beats_as.pt")
+    with pytest.raises(WeightsError, match="holds no encoder: give weights for beats too"):
+        load_detector("desed_baseline_2024", folder=tmp_path)
+    # By the names of the registry, and from files anywhere, under any name.
+    (tmp_path / "other.ckpt").write_bytes((tmp_path / BASELINE_FILE).read_bytes())
+    for weights, encoder_weights, like in (
+        ("desed_baseline_2024", "cpjku_2024_beats_as", None),
+        (tmp_path / BASELINE_FILE, tmp_path / "beats_as.pt", None),
+        (tmp_path / "other.ckpt", tmp_path / "beats_as.pt", "desed_baseline_2024"),
+    ):
+        detector, reports = load_detector(weights, encoder_weights=encoder_weights, like=like, folder=tmp_path)
+        assert [report.loaded for report in reports] == [len(crnn), len(beats)]
+        assert "dropout 0" in reports[1].text()
+        waveform = 0.1 * torch.randn(1, 1, 160000)
+        with torch.no_grad():
+            assert torch.equal(detector(waveform)["strong_logits"], saved(waveform)["strong_logits"])
+
+
+def test_scores_of_random_heads_are_refused_unless_asked_for(tmp_path):
+    predictor = untrained_detector(PREDICTOR, seed=5).network
+    state = {
+        "net." + name.replace("encoder.network.", "model.").replace("sequence.", "seq_model."): tensor
+        for name, tensor in predictor.state_dict().items()
+    }
+    # Heads of other classes, heads that are not there.
+    torch.save(state, tmp_path / "fmn04_strong.pt")
+    torch.save({k: t for k, t in state.items() if "strong_head" not in k}, tmp_path / "headless.pt")
+    torch.save({k: t for k, t in state.items() if "weak_head" not in k}, tmp_path / "clipless.pt")
+    seven = PREDICTOR.replace("=5", "=7")
+    with pytest.raises(WeightsError, match=r"strong_head, weak_head.* has 5 classes in the file and 7 here"):
+        load_detector(tmp_path / "fmn04_strong.pt", seven)
+    detector, reports = load_detector(tmp_path / "fmn04_strong.pt", seven, untrained=("strong_head", "weak_head"))
+    assert len(detector.classes) == 7
+    assert len(reports[0].missing) == 4
+    for name, part, other in (("headless", "strong_head", "weak_head"), ("clipless", "weak_head", "strong_head")):
+        with pytest.raises(WeightsError, match=f"holds no weights for {part}, ") as refused:
+            load_detector(tmp_path / f"{name}.pt", PREDICTOR, like="fmn04_strong")
+        assert other not in str(refused.value)
+        load_detector(tmp_path / f"{name}.pt", PREDICTOR, like="fmn04_strong", untrained=(part,))
+
+
+def test_encoders_of_audioset_strong_bring_no_detector(tmp_path):
+    model = untrained_detector(SMALL).network
+    torch.save(
+        {f"net_strong.model.{k}": t for k, t in model.encoder.network.state_dict().items()}, tmp_path / "file.pt"
+    )
+    with pytest.raises(WeightsError, match="holds no weights for projection, crnn"):
+        load_detector(tmp_path / "file.pt", SMALL, like="cpjku_2024_passt_as_strong")
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("pretrained_sed_asit_strong", "are for ASiT, a network that is not part of this repository"),
+        ("mn10_as", r"are for MobileNet\(width=1.0\), which is no detector of sound events"),
+        ("cpjku_2024_beats_as", r"are for build_encoder\('beats'\), which is no detector of sound events"),
+    ],
+)
+def test_registered_weights_of_other_networks_say_so(tmp_path, name, sentence):
+    with pytest.raises(WeightsError, match=sentence):
+        load_detector(name, folder=tmp_path)

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from common.nn.encoders import build_encoder
+from common.nn.sequence import AttentionMinGRU
 from common.nn.weights import load_published
 from task4_sed.models.prediction import FramePredictor, resample_frames
 
@@ -71,6 +72,11 @@ def test_shorter_is_interpolated_between_centres():
     frames = torch.tensor([0.0, 4.0])[None, :, None]
     assert resample_frames(frames, 4).flatten().tolist() == [0.0, 1.0, 3.0, 4.0]
     assert resample_frames(frames, 2) is frames
+
+
+def test_heads_of_the_sequence_model_can_be_chosen():
+    network = FramePredictor(Frames(), 3, "hybrid", 16, n_heads=2)
+    assert {m.n_heads for m in network.modules() if isinstance(m, AttentionMinGRU)} == {2}
 
 
 def test_teacher_has_the_published_size():
