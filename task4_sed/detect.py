@@ -5,13 +5,14 @@ Run:  python -m task4_sed.detect FILE.wav --weights cpjku_2024_atst_stage2 --dow
       python -m task4_sed.detect FILE.wav --weights mine.ckpt --network "build_fusion('beats')"
       python -m task4_sed.detect FILE.wav --untrained          (no weights at hand: a look at the output, not at events)
 
-Three files for each recording appear in the folder: NAME.scores.tsv (frame scores in sed_scores_eval's format),
-NAME.events.tsv (onset, offset in s, event_label, score) and NAME.png (spectrogram, scores, events).
+Three files for each recording appear: FOLDER/scores/NAME.tsv (frame scores, or boxes, in sed_scores_eval's format: the
+folder is what `python -m task4_sed.evaluate folder` takes), FOLDER/events/NAME.tsv (onset, offset in s, event_label,
+score) and FOLDER/pictures/NAME.png (spectrogram, scores, events).
 """
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,17 +21,14 @@ import pandas as pd
 import torch
 
 from common.audio.cache import ClipFormat
-from common.audio.files import AudioError
 from common.audio.windows import Windows
 from common.config import ConfigError
-from common.data.manifest import DataError
 from common.files import write_atomically, write_text
 from common.metrics.sed_scores import FrameScores
-from common.nn.key_maps import WeightsError
 from common.progress import progress
 from task4_sed.csebbs import Csebbs
 from task4_sed.labels import decode, sound_classes
-from task4_sed.model import DEFAULT_NETWORK, Detector, load_detector, untrained_detector
+from task4_sed.model import DEFAULT_NETWORK, Detector, detectors, load_detector, untrained_detector
 from task4_sed.postprocess import median_filter
 
 PLOTTED_CLASSES = 12
@@ -109,7 +107,11 @@ def detect(
     boundaries_s = np.arange(len(scores) + 1) * detector.grid.frame_s
     if csebbs is not None:
         boxes = csebbs.boxes(scores[None], boundaries_s, ["recording"], detector.classes)
-        events = boxes[boxes["score"] > threshold].drop(columns="filename")
+        events = boxes[(boxes["score"] > threshold) & (boxes["onset"] < duration_s)].drop(columns="filename")
+        table = csebbs.tables(scores[None], boundaries_s, ["recording"], detector.classes)["recording"]
+        table = table[table["onset"] < duration_s]
+        boundaries_s = np.append(table["onset"], table["offset"].iloc[-1])
+        scores = table[list(detector.classes)].to_numpy()
     else:
         scores = scores if median_frames is None else median_filter(scores, median_frames)
         events = decode(scores, boundaries_s, detector.classes, threshold)
@@ -144,7 +146,7 @@ def plot(path: Path, waveform: np.ndarray, sample_rate: int, detection: Detectio
 
 
 def detect_file(path: Path, out: Path, detector: Detector, remark: str = "", **settings) -> Detection:
-    """Write NAME.scores.tsv, NAME.events.tsv and NAME.png of one audio file into `out`.
+    """Write scores/NAME.tsv, events/NAME.tsv and pictures/NAME.png of one audio file below `out`.
 
     Args:
         remark: put into the picture's title.
@@ -156,10 +158,14 @@ def detect_file(path: Path, out: Path, detector: Detector, remark: str = "", **s
     any_length = ClipFormat(detector.sample_rate, clip_s=None, resample=True, downmix=True)
     waveform = any_length.read(path)
     found = detect(detector, torch.from_numpy(waveform)[None], title=path.name, **settings)
-    write_scores(out / f"{path.stem}.scores.tsv", found.scores)
-    write_text(out / f"{path.stem}.events.tsv", found.events.to_csv(sep="\t", index=False, float_format="%.4f"))
-    title = f"{path.name}: {len(found.events)} events" + (f" – {remark}" if remark else "")
-    plot(out / f"{path.stem}.png", waveform, detector.sample_rate, found, title)
+    write_scores(out / "scores" / f"{path.stem}.tsv", found.scores)
+    events = found.events.to_csv(sep="\t", index=False, float_format="%.4f")
+    write_text(out / "events" / f"{path.stem}.tsv", events)
+    n_classes, n_shown = len(found.scores.classes), len(found.surest_classes())
+    title = f"{path.name}: {len(found.events)} events"
+    title += f", the {n_shown} surest of {n_classes} classes shown" if n_shown < n_classes else ""
+    title += f"\n{remark}" if remark else ""
+    plot(out / "pictures" / f"{path.stem}.png", waveform, detector.sample_rate, found, title)
     return found
 
 
@@ -182,10 +188,11 @@ def write_scores(path: Path, scores: FrameScores) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m task4_sed.detect", description=__doc__.splitlines()[0])
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="recordings (WAV, FLAC, Ogg), any rate")
+    parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="recordings (WAV, FLAC, Ogg), any rate")
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--weights", metavar="NAME|FILE", help="a name of common/nn/published.py, or a checkpoint")
     which.add_argument("--untrained", action="store_true", help="random weights: shows the output, finds nothing")
+    which.add_argument("--list-weights", action="store_true", help="names and networks of registered weights")
     parser.add_argument("--network", help=f"expression that builds it, like {DEFAULT_NETWORK}; default: as registered")
     parser.add_argument("--like", metavar="NAME", help="registered weights that a file under another name is like")
     parser.add_argument("--inner", help="which dict of the checkpoint, such as teacher")
@@ -212,58 +219,79 @@ def _device(name: str) -> str:
         raise ConfigError(str(error)) from None
 
 
-def _detector(options: argparse.Namespace, say: Callable[[str], None]) -> Detector:
+def _detector(options: argparse.Namespace) -> Detector:
     device, names = _device(options.device), None
     if options.classes:
         try:
             names = [line.strip() for line in options.classes.read_text(encoding="utf-8").splitlines() if line.strip()]
-        except OSError:
-            raise ConfigError(f"{options.classes}: no such file; give a text file, a class name per line.") from None
+        except (OSError, UnicodeDecodeError):
+            raise ConfigError(f"{options.classes}: no such text file; give UTF-8, a class name per line.") from None
     if options.untrained:
-        say(f"{UNTRAINED}.")
         detector = untrained_detector(options.network or DEFAULT_NETWORK, class_names=names)
+        print(f"{UNTRAINED}.")
     else:
         detector, reports = load_detector(
             options.weights, options.network, options.encoder_weights, names, options.inner, options.like,
             untrained=CLIP_HEAD, folder=options.weights_folder, download=options.download,
         )  # fmt: skip
         for report in reports:
-            say(report.text())
+            print(report.text())
     return detector.to(device)
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Raise a ConfigError for options that cannot be meant, before a network is built."""
+    if not 0 <= options.threshold <= 1:
+        raise ConfigError(f"--threshold {options.threshold:g}: scores lie between 0 and 1.")
+    if options.untrained and (options.inner or options.encoder_weights or options.like):
+        raise ConfigError("--untrained takes no weights: leave --inner, --encoder-weights and --like out.")
+    if options.csebbs and options.no_median:
+        raise ConfigError("--csebbs uses no median filter: leave --no-median out.")
+    if not options.files:
+        raise ConfigError("give at least one recording.")
+    stems = [path.stem for path in options.files]
+    if twice := next((path for path in options.files if stems.count(path.stem) > 1), None):
+        raise ConfigError(f"{twice}: another recording is called {twice.stem} too; detect them one after the other.")
+
+
+def _post_processing(options: argparse.Namespace, detector: Detector) -> dict:
+    if options.csebbs:
+        own = sound_classes()
+        return {"csebbs": Csebbs.read(options.csebbs, cell_classes=own.where(own.maestro))}
+    return {"median_frames": None if options.no_median else published_median(detector)}
+
+
+def _say(path: Path, found: Detection, out: Path, shown: int = 40) -> None:
+    borders_s = found.scores.boundaries_s
+    print(f"\n{path.name}: {borders_s[-1]:.2f} s in {len(borders_s) - 1} frames, {len(found.events)} events")
+    if len(found.events):
+        print(found.events.head(shown).to_string(index=False, float_format=lambda value: f"{value:.3f}"))
+    if len(found.events) > shown:
+        print(f"… {len(found.events) - shown} more")
+    print(f"written: {out}/scores/{path.stem}.tsv, events/{path.stem}.tsv, pictures/{path.stem}.png", flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Detect events in files; return 1 if any of them could not be used."""
     options, failed = _parser().parse_args(argv), 0
+    if options.list_weights:
+        print("\n".join(f"{name:44} {entry.architecture}" for name, entry in detectors().items()))
+        return 0
     try:
-        detector = _detector(options, print)
-        csebbs = None
-        if options.csebbs:
-            own = sound_classes()
-            csebbs = Csebbs.read(options.csebbs, cell_classes=own.where(own.maestro))
-    except (ConfigError, DataError, WeightsError) as error:
+        _check(options)
+        detector = _detector(options)
+        settings = {"threshold": options.threshold, "overlap": options.overlap, "batch_size": options.batch_size}
+        settings |= _post_processing(options, detector)
+    except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
-    median = None if options.no_median or csebbs else published_median(detector)
     for path in options.files:
         try:
-            found = detect_file(
-                path, options.out, detector, UNTRAINED if options.untrained else "", threshold=options.threshold,
-                median_frames=median, csebbs=csebbs, overlap=options.overlap, batch_size=options.batch_size,
-            )  # fmt: skip
-        except (AudioError, DataError, ValueError) as error:
+            found = detect_file(path, options.out, detector, UNTRAINED if options.untrained else "", **settings)
+            _say(path, found, options.out)
+        except (ValueError, OSError) as error:
             print(error, file=sys.stderr)
             failed += 1
-            continue
-        shown, borders_s = found.events.head(40), found.scores.boundaries_s
-        remark = f" ({UNTRAINED})" if options.untrained else ""
-        what = f"{borders_s[-1]:.2f} s, {len(borders_s) - 1} frames, {len(found.events)} events"
-        print(f"\n{path.name}: {what}{remark}")
-        if len(shown):
-            print(shown.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
-        if len(shown) < len(found.events):
-            print(f"… {len(found.events) - len(shown)} more")
-        print(f"written: {options.out / path.stem}.scores.tsv, .events.tsv, .png")
     return min(failed, 1)
 
 

@@ -17,8 +17,15 @@ from torch import Tensor, nn
 
 from common.audio.encoder_frontends import CrnnMel
 from common.config import ConfigError
-from common.nn.encoders import build_encoder
-from common.nn.published import NOT_HERE, published_file, registered, registered_like
+from common.nn.encoders import Encoder, build_encoder
+from common.nn.published import (
+    NOT_HERE,
+    REGISTRY,
+    PublishedWeights,
+    published_file,
+    registered,
+    registered_like,
+)
 from common.nn.weights import LoadReport, WeightsError, load_weights
 from task4_sed.labels import AUDIOSET_GRID, FrameGrid, sound_classes
 from task4_sed.models.crnn import BaselineCRNN
@@ -70,7 +77,9 @@ def _evaluate(node: ast.AST, expression: str):
             return ast.literal_eval(node)
         except ValueError:
             found = ast.unparse(node)
-            raise ConfigError(f"network {expression!r}: {found!r} is neither a value nor a call.") from None
+            raise ConfigError(
+                f"network {expression!r}: {found} is neither a value nor a call (names stand in quotes)."
+            ) from None
     name = ast.unparse(node.func)
     if name not in BUILDERS:
         near = get_close_matches(name, BUILDERS, 1, cutoff=0.4) or BUILDERS
@@ -79,11 +88,15 @@ def _evaluate(node: ast.AST, expression: str):
     options = {keyword.arg: _evaluate(keyword.value, expression) for keyword in node.keywords if keyword.arg}
     if len(options) < len(node.keywords):
         raise ConfigError(f"network {expression!r}: name every option.")
+    own = [key for key, p in inspect.signature(BUILDERS[name]).parameters.items() if p.kind is not p.VAR_KEYWORD]
+    for option in options:
+        if option not in own and (near := get_close_matches(option, own, 1, cutoff=0.7)):
+            raise ConfigError(f"network {expression!r}: {name} has no option {option!r}; did you mean {near[0]!r}?")
     try:
         inspect.signature(BUILDERS[name]).bind(*arguments, **options)
         return BUILDERS[name](*arguments, **options)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"network {expression!r}: {error}") from None
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ConfigError(f"network {expression!r}: {name}: {error}") from None
 
 
 class Detector(nn.Module):
@@ -101,7 +114,7 @@ class Detector(nn.Module):
         super().__init__()
         if not isinstance(network, FusionModel | FramePredictor):
             raise ConfigError(f"{type(network).__name__} gives no frame scores: put it into a FramePredictor.")
-        self.network, self.encoder = network, network.encoder
+        self.network = network
         self.has_crnn = isinstance(network, FusionModel)
         n_classes = network.crnn.n_classes if self.has_crnn else network.strong_head.out_features
         if class_names is None:
@@ -119,6 +132,10 @@ class Detector(nn.Module):
         if not self.has_crnn and network.n_frames != self.grid.n_frames:
             raise ConfigError(f"FramePredictor(n_frames={network.n_frames}): a detector needs {self.grid.n_frames}.")
         self.crnn_mel = CrnnMel() if self.has_crnn else None
+
+    @property
+    def encoder(self) -> Encoder:
+        return self.network.encoder
 
     def forward(self, waveform: Tensor, class_mask: Tensor | None = None) -> dict[str, Tensor]:
         """Return {"strong_logits": (B, N, K), "weak": (B, K) probabilities} for `waveform` (B, 1, clip_s).
@@ -179,6 +196,11 @@ def load_detector(
             "hold them, or say that these parts may stay untrained."
         )
     return detector.eval(), reports
+
+
+def detectors() -> dict[str, PublishedWeights]:
+    """Return the registered weights of whole detectors, by name."""
+    return {name: entry for name, entry in REGISTRY.items() if entry.architecture.startswith(DETECTORS)}
 
 
 def _registered_network(weights: str | Path, like: str | None) -> str:

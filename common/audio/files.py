@@ -25,7 +25,9 @@ def read_audio(path: str | Path) -> tuple[np.ndarray, int]:
     """
     path = Path(path)
     if not path.is_file():
-        raise AudioError(f"{path}: no such file; download it again or take its row out of the table.")
+        if path.is_dir():
+            raise AudioError(f"{path}: is a folder, not a recording.")
+        raise AudioError(f"{path}: no such file; check the path, download it again or take its row out of the table.")
     if path.stat().st_size == 0:
         raise AudioError(f"{path}: is empty (0 bytes); a copy or download broke off, get the file again.")
     try:

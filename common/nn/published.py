@@ -299,7 +299,7 @@ def published_file(
         return path  # unpacked before
     if not fetched.is_file() and not download:
         raise WeightsError(
-            f"{fetched} does not exist: allow the download, or fetch {entry.url} and give its path."
+            f"{fetched} does not exist: allow the download (--download), or fetch {entry.url} and give its path."
         )
     if not fetched.is_file():
         _download(entry, fetched)

@@ -1,5 +1,7 @@
 """Detection in files of any length: what is written, what is said, and what cannot be used."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,6 +11,7 @@ import torch
 from task4_sed import detect as command
 from task4_sed.csebbs import BoxParameters, Csebbs
 from task4_sed.detect import detect, frame_probabilities, published_median
+from task4_sed.evaluate import main as score_command
 from task4_sed.labels import AUDIOSET_GRID, FrameGrid, sound_classes
 from task4_sed.model import Detector, untrained_detector
 
@@ -79,6 +82,31 @@ def test_median_filter_and_boxes_are_choices():
     assert len(published_median(untrained_detector(SMALL))) == 27
 
 
+def test_boxes_end_with_the_recording_and_their_scores_are_written():
+    found = detect(Loudness(), bursts(1.0, [(0.3, 1.0)]), csebbs=Csebbs(BoxParameters(), cell_classes=["silent"]))
+    assert (found.events.onset < found.events.offset).all()
+    assert found.events.offset.max() == found.scores.boundaries_s[-1] == 1.0
+    loud = found.events[found.events.event_label == "loud"].iloc[-1]
+    inside = found.scores.boundaries_s[:-1] >= loud.onset
+    np.testing.assert_allclose(found.scores.values[0, inside, 0], loud.score)  # a box has one score
+
+
+def test_what_is_written_can_be_scored(recordings, tmp_path):
+    files = [str(recordings / name) for name in ("stereo.wav", "short.flac")]
+    command.main([*files, "--untrained", "--network", SMALL, "--out", str(tmp_path)])
+    events = ["filename\tonset\toffset\tevent_label", "stereo.wav\t1\t2\tCat", "short.wav\t0\t1\tDog"]
+    (tmp_path / "gt.tsv").write_text("\n".join(events))
+    (tmp_path / "durations.tsv").write_text("filename\tduration\nstereo.wav\t12\nshort.wav\t1\n")
+    where = ["--ground-truth", str(tmp_path / "gt.tsv"), "--durations", str(tmp_path / "durations.tsv")]
+    score_command(["folder", str(tmp_path / "scores"), *where, "--bootstrap", "0", "--out", str(tmp_path / "s.json")])
+    assert json.loads((tmp_path / "s.json").read_text())["status"] == "complete"
+
+
+def test_registered_weights_are_listed(capsys):
+    assert command.main(["--list-weights"]) == 0
+    assert "cpjku_2024_beats_stage1" in capsys.readouterr().out
+
+
 @pytest.fixture(scope="module")
 def recordings(tmp_path_factory):
     folder = tmp_path_factory.mktemp("recordings")
@@ -93,15 +121,15 @@ def test_command_writes_scores_events_and_picture(recordings, tmp_path, capsys):
     files = [str(recordings / name) for name in ("stereo.wav", "short.flac")]
     assert command.main([*files, "--untrained", "--network", SMALL, "--out", str(tmp_path)]) == 0
     said = capsys.readouterr().out
-    assert said.count("UNTRAINED network with random weights: these events mean nothing") == 3
-    assert "stereo.wav: 12.00 s, 188 frames" in said
-    scores = pd.read_csv(tmp_path / "stereo.scores.tsv", sep="\t")
+    assert said.count("UNTRAINED network with random weights: these events mean nothing") == 1
+    assert "stereo.wav: 12.00 s in 188 frames" in said
+    scores = pd.read_csv(tmp_path / "scores" / "stereo.tsv", sep="\t")
     assert list(scores.columns) == ["onset", "offset", *sound_classes().names]
     assert scores.offset.iloc[-1] == 12.0
     np.testing.assert_allclose(scores.onset[1:], scores.offset[:-1])
-    events = pd.read_csv(tmp_path / "stereo.events.tsv", sep="\t")
+    events = pd.read_csv(tmp_path / "events" / "stereo.tsv", sep="\t")
     assert list(events.columns) == ["onset", "offset", "event_label", "score"]
-    assert (tmp_path / "stereo.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "pictures" / "stereo.png").read_bytes().startswith(b"\x89PNG")
     assert not list(tmp_path.glob("*.tmp"))
 
 
@@ -110,7 +138,7 @@ def test_a_broken_file_is_named_and_the_others_are_done(recordings, tmp_path, ca
     assert command.main([*files, "--untrained", "--network", SMALL, "--out", str(tmp_path)]) == 1
     said = capsys.readouterr()
     assert [line.split(": ")[0] for line in said.err.strip().splitlines()] == files[:2]
-    assert (tmp_path / "short.events.tsv").is_file()
+    assert (tmp_path / "events" / "short.tsv").is_file()
 
 
 def test_weights_come_from_a_file_and_are_reported(recordings, tmp_path, capsys):
@@ -129,11 +157,15 @@ def test_weights_come_from_a_file_and_are_reported(recordings, tmp_path, capsys)
 @pytest.mark.parametrize(
     "arguments, sentence",
     [
-        (["--weights", "cpjku_2024_atst_stage2"], "allow the download, or fetch https://github.com/CPJKU"),
+        (["--weights", "cpjku_2024_atst_stage2"], "allow the download (--download), or fetch https://github.com/CPJKU"),
         (["--weights", "cpjku_2024_atst_stage3"], "did you mean cpjku_2024_atst_stage"),
         (["--untrained", "--network", "build_fusoin('atst_frame')"], "use build_fusion"),
-        (["--untrained", "--network", SMALL, "--classes", "nowhere.txt"], "nowhere.txt: no such file"),
+        (["--untrained", "--network", SMALL, "--classes", "nowhere.txt"], "nowhere.txt: no such text file"),
         (["--untrained", "--network", SMALL, "--csebbs", "nowhere.json"], "nowhere.json"),
+        (["--untrained", "--network", SMALL, "--threshold", "1.5"], "--threshold 1.5: scores lie between 0 and 1"),
+        (["--untrained", "--network", SMALL, "--inner", "teacher"], "--untrained takes no weights"),
+        (["--untrained", "--network", "build_fusion('fmn04', projecton='none')"], "did you mean 'projection'?"),
+        (["--untrained", "--network", "FramePredictor('fmn04')"], "FramePredictor"),
         (["--untrained", "--network", SMALL, "--overlap", "1"], "overlap 1.0 must be 0 up to 0.95"),
         (["--untrained", "--network", SMALL, "--batch-size", "0"], "batch size 0 must be at least 1"),
         (["--untrained", "--network", SMALL, "--device", "cuda"], "--device cuda: expected cpu, gpu or auto."),

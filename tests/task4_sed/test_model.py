@@ -35,12 +35,12 @@ def test_expressions_build_networks_with_their_options():
     [
         ("__import__('os').system('true')", "builds nothing here"),
         ("build_fusion(open('x'))", "'open' builds nothing here"),
-        ("build_fusion(x)", "'x' is neither a value nor a call"),
+        ("build_fusion(x)", "x is neither a value nor a call (names stand in quotes)"),
         ("'fmn04'", "builds nothing: write it like"),
         ("build_fusion('fmn04'", "cannot be read"),
         ("build_fusion('fmn05')", "encoder 'fmn05' is unknown: did you mean"),
         ("build_fusion('fmn04', foldfrequency=True)", "has no option 'foldfrequency'"),
-        ("FramePredictor(build_encoder('fmn04'), classes=3)", "unexpected keyword argument 'classes'"),
+        ("FramePredictor(build_encoder('fmn04'), classes=3)", "has no option 'classes'; did you mean 'n_classes'?"),
         ("FramePredictor(**{'n_classes': 3})", "name every option"),
     ],
 )
