@@ -371,7 +371,7 @@ def _read_names(path: Path) -> set[str]:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder that holds metadata/ and audio/")
-    parser.add_argument("--set", action="append", dest="sets", metavar="NAME", help="default: all of sets.csv")
+    parser.add_argument("--sets", nargs="+", metavar="NAME", help="default: all of sets.csv")
     parser.add_argument("--recipe", default="winner", choices=("winner", "baseline"))
     parser.add_argument("--exclude-overlap", action=argparse.BooleanOptionalAction, default=True,
                         help="leave out, in training sets, what the external strong set has too (default: yes)")
@@ -380,6 +380,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                         "for training, 5 s for the challenge's validation")
     parser.add_argument("--no-headers", action="store_true", help="do not open the audio files")
     args = parser.parse_args(argv)
+    if not args.data.is_dir():
+        raise SystemExit(f"{args.data}: no such data folder; give the one that holds metadata/ and audio/.")
     usable, problems = 0, {}  # parts of one set share their files
     for name in args.sets or set_infos():
         try:

@@ -116,7 +116,7 @@ def overview() -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(parts())}; default: maestro_real")
-    parser.add_argument("--data", type=Path, required=True, help="data folder")
+    parser.add_argument("--data", type=Path, help="data folder")
     parser.add_argument("--keep-archives", action="store_true", help="keep the zip files after unpacking")
     parser.add_argument("--list", action="store_true", help="print what would be fetched, and stop")
     args = parser.parse_args(argv)
@@ -125,6 +125,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.list:
         print(overview())
         return
+    if args.data is None:
+        parser.error("--data FOLDER is needed: where the data set is to go.")
     try:
         download(args.data, args.parts or ["maestro_real"], args.keep_archives)
     except OSError as error:  # DownloadError, or a folder that cannot be written

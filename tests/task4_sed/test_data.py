@@ -354,33 +354,33 @@ def test_identity_changes_with_clips_and_labels(desed):
 
 
 def test_command(desed, capsys):
-    main(["--data", str(desed), "--set", "devtest", "--set", "synth_train"])
+    main(["--data", str(desed), "--sets", "devtest", "synth_train"])
     out = capsys.readouterr().out
     assert "devtest (strong, test)" in out and "synth_train: cannot be used." in out
     with pytest.raises(SystemExit, match="no data set can be used"):
-        main(["--data", str(desed), "--set", "synth_train"])
+        main(["--data", str(desed), "--sets", "synth_train"])
 
 
 def test_command_reads_the_header_of_every_file(desed, capsys):
     folder = desed / "audio/validation/validation_16k"
     (folder / "b.wav").write_bytes(b"RIFF")
     write_audio(folder / "c.wav", 0.0)
-    main(["--data", str(desed), "--set", "devtest"])
+    main(["--data", str(desed), "--sets", "devtest"])
     out = capsys.readouterr().out
     assert "broken: 2 files" in out and f"{folder / 'b.wav'}: cannot be opened (" in out
     assert f"{folder / 'c.wav'}: holds no samples" in out and "not opened" not in out
-    main(["--data", str(desed), "--set", "devtest", "--no-headers"])
+    main(["--data", str(desed), "--sets", "devtest", "--no-headers"])
     assert "audio files were not opened (--no-headers): broken ones are not known." in capsys.readouterr().out
 
 
 def test_command_applies_the_exclusion_lists(desed, capsys):
     with pytest.raises(SystemExit):
-        main(["--data", str(desed), "--set", "weak"])
+        main(["--data", str(desed), "--sets", "weak"])
     assert "weak_exclude.tsv: no such list" in capsys.readouterr().out
-    main(["--data", str(desed), "--set", "weak", "--no-exclude-overlap"])
+    main(["--data", str(desed), "--sets", "weak", "--no-exclude-overlap"])
     assert "broken: 0 files" in capsys.readouterr().out
     write_table(desed / "resources/weak_exclude.tsv", "filename", [("w1.wav",)])
-    main(["--data", str(desed), "--set", "weak"])
+    main(["--data", str(desed), "--sets", "weak"])
     assert "1 clips left out that the external strong set has too" in capsys.readouterr().out
 
 
@@ -490,7 +490,7 @@ def test_hop_of_crops_that_are_cut(maestro_recordings, capsys):
               for hop_s in (None, 1.0, 2.0)}  # fmt: skip
     assert starts == {None: [0, 5], 1.0: [0, 1, 2, 3], 2.0: [0, 2, 4]}
     assert load_set(maestro_recordings, "maestro_real_train", hop_s=2.0).clips.start_s.tolist() == [0, 2, 4, 0, 2]
-    main(["--data", str(maestro_recordings), "--set", "maestro_real_dev", "--hop", "1"])
+    main(["--data", str(maestro_recordings), "--sets", "maestro_real_dev", "--hop", "1"])
     assert "maestro_real_dev (soft, test, hop 1 s)" in capsys.readouterr().out
 
 
