@@ -62,7 +62,7 @@ def report() -> str:
     parts = [
         "# Benchmarks",
         "",
-        "Made by `python -m benchmarks.task1_asc …` from `results/benchmarks/*.json`; not edited by hand. "
+        "Made by `python -m benchmarks.<module> …` from `results/benchmarks/*.json`; not edited by hand. "
         "Each table is one run on one machine; compare rows, not tables.",
         "",
     ]
