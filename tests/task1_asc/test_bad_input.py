@@ -57,7 +57,7 @@ DAMAGES = {
         "5000 samples long, expected 11025 (0.25 s); get the whole file, or set data.format.pad=true",
     ),
     "a page instead": (lambda path: path.write_text("<html>404</html>"), "cannot be decoded (Format not recognised)"),
-    "gone": (lambda path: path.unlink(), "no such file; check the path, download it again or take its row out of the table."),
+    "gone": (lambda path: path.unlink(), "no such file; check the path, download it again or take its row out"),
 }
 
 
