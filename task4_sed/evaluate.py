@@ -1,9 +1,10 @@
-"""Score folders of frame scores, of this repository or of any other system.
+"""Score folders of frame scores, of this repository or of any other system; predict and score runs.
 
 Flow: score folder + ground truth + durations → **scores** → table, JSON.
 Run:  python -m task4_sed.evaluate folder SCORES --ground-truth GT.tsv --durations D.tsv [--out scores.json]
       python -m task4_sed.evaluate folder SCORES --ground-truth GT.tsv --durations D.tsv --maestro
       python -m task4_sed.evaluate folder SCORES --audioset-strong TABLES
+      python -m task4_sed.evaluate predict|tune|score|compare --help      runs of this repository, see reporting.py
 
 SCORES holds one file per clip in the form of sed_scores_eval: CLIP.tsv with onset, offset and one column per class. The
 ground truth has the columns filename, onset, offset, event_label (for MAESTRO also confidence), the durations filename
@@ -367,6 +368,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = parser.add_subparsers(dest="what", required=True)
     add_folder_command(parts)
+    words = sys.argv[1:] if argv is None else argv
+    if words[:1] != ["folder"]:  # what the others import takes seconds
+        from task4_sed.reporting import add_commands
+
+        add_commands(parts)
     args = parser.parse_args(argv)
     try:
         args.act(args)

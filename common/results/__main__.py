@@ -17,6 +17,8 @@ from common.results.compare import why_not_comparable
 from common.results.records import REPOSITORY
 from common.results.tables import TABLES, Results, load_results
 
+DETAILS = ("devices", "classes", "gain", "runs")  # tables shown where something was measured on the published data
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parse(argv)
@@ -62,13 +64,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def show(load: Callable[[str], Results], build: Callable[[str], str | None], only_task: str | None) -> None:
     """Print the main table of each task, details where something was measured, and the files used."""
     for task in sorted({table.task for table in TABLES.values()}):
-        if only_task not in (None, task) or task not in TABLES:  # no main table: nothing has been run yet
+        if only_task not in (None, task) or task not in TABLES:
             continue
         records = load(task).records
         comparable = [record for record in records if why_not_comparable(record) is None]
         for name, entry in TABLES.items():
-            detail = name in (f"{task}_devices", f"{task}_classes", f"{task}_gain") and comparable
-            if entry.task == task and (name == task or detail or name == f"{task}_other_data" and records):
+            part = name.removeprefix(f"{task}_")
+            detail = part in DETAILS and comparable or part in ("other_data", "gains") and records
+            if entry.task == task and (name == task or detail):
                 print(f"{entry.title}  [{name}]\n\n{build(name)}\n")
         print(f"records: {len(records)}, comparable with published numbers: {len(comparable)}")
         for record in records:

@@ -27,10 +27,13 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from common.results.records import bounds, metric
+from common.results.records import bounds, is_fraction, metric
 
 COLUMNS = ["system", "split", "metric", "value", "spread", "n_runs", "source"]
-PUBLISHED_DATA = {"task1_asc": "TAU Urban Acoustic Scenes 2022 Mobile"}
+PUBLISHED_DATA = {
+    "task1_asc": "TAU Urban Acoustic Scenes 2022 Mobile",
+    "task4_sed": "DESED and MAESTRO Real 2024",
+}
 LEVEL = 0.95
 MIN_SEEDS_FOR_INTERVAL = 3  # of two seeds the Student interval is ±9 standard deviations: it excuses anything
 
@@ -40,7 +43,7 @@ OTHER_DATA, NOT_RUN, NO_VERDICT = "other data", "not run", "–"
 
 @dataclass(frozen=True)
 class Published:
-    """A published number, per cent for accuracies; `spread` and `n_runs` None where the source gives none."""
+    """A published number, per cent for fractions; `spread` and `n_runs` None where the source gives none."""
 
     value: float
     spread: float | None = None
@@ -50,7 +53,10 @@ class Published:
 
 @dataclass(frozen=True)
 class Row:
-    """One comparison; `measured` holds one value per comparable seed, per cent for accuracies, or none."""
+    """One comparison; `measured` holds one value per comparable seed, per cent for fractions, or none.
+
+    `location_interval` is over what the records resampled: locations, clips, recordings.
+    """
 
     system: str
     split: str
@@ -197,26 +203,32 @@ def compare(
             chosen = published["metric"].str.startswith(name) if name.endswith("/") else whole
             chosen &= (published["system"] == system) & (published["split"] == split)
             runs = [r for r in records if (r["recipe"], r["split"]) == (system, split)]
-            rows += [_row(line, runs) for line in published[chosen].itertuples()]
+            rows += [row_of(line, runs) for line in published[chosen].itertuples()]
     return rows
 
 
-def _row(line, records: Sequence[Mapping]) -> Row:
+def row_of(line, records: Sequence[Mapping], measured_name: str | None = None) -> Row:
+    """Return the comparison of one line of a published table with the records of the recipe and split it is about.
+
+    Args:
+        measured_name: the metric's name in records, where it differs from the published one.
+    """
+    name = measured_name or line.metric
     published = Published(
         float(line.value),
         None if pd.isna(line.spread) else float(line.spread),
         None if pd.isna(line.n_runs) else int(line.n_runs),
         str(line.source),
     )
-    scale = 100 if "accuracy" in line.metric else 1
+    scale = 100 if is_fraction(line.metric) else 1
     reasons = [why_not_comparable(record) for record in records]
     fit = [record for record, reason in zip(records, reasons, strict=True) if reason is None]
-    fit = [record for record in fit if metric(record, line.metric) is not None]
+    fit = [record for record in fit if metric(record, name) is not None]
     fit.sort(key=lambda record: record["seed"])
-    measured = tuple(scale * metric(record, line.metric) for record in fit)
+    measured = tuple(scale * metric(record, name) for record in fit)
     absent = OTHER_DATA if OTHER_DATA in reasons else NOT_RUN
     verdict = judge(published, measured) if measured else absent
-    interval = mean_bounds(fit, line.metric, scale)
+    interval = mean_bounds(fit, name, scale)
     return Row(line.system, line.split, line.metric, published, measured, interval, verdict)
 
 

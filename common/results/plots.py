@@ -222,6 +222,54 @@ def learning_curves(
     return axes
 
 
+def psd_roc(axes: Axes, systems: Mapping[str, Sequence[Mapping[str, Sequence[float]]]], max_efpr: float = 100) -> Axes:
+    """Draw PSD-ROC curves, a thin line per run and one colour per system.
+
+    Args:
+        systems: name → the curve of each run, {"efpr": per hour, "etpr"} as in `curves` of a record: staircases.
+    """
+    for k, (name, curves) in enumerate(systems.items()):
+        for n, curve in enumerate(curves):
+            axes.step(
+                [*curve["efpr"], max_efpr],
+                [*curve["etpr"], curve["etpr"][-1]],
+                where="post",
+                label=None if n else name,  # one entry of the legend for all runs
+                color=COLOURS[k % len(COLOURS)],
+                linestyle=DASHES[k % len(DASHES)],
+                linewidth=1,
+            )
+    axes.set_xlim(0, max_efpr)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("effective false positives per hour")
+    axes.set_ylabel("effective true positive rate")
+    axes.grid(alpha=0.3)
+    if systems:
+        axes.legend()
+    return axes
+
+
+def score_against_cost(
+    axes: Axes, systems: Mapping[str, tuple[float, float, tuple[float, float] | None]], y_label: str = "PSDS1 (%)"
+) -> Axes:
+    """Draw what systems score against what they cost, on a logarithmic axis.
+
+    Args:
+        systems: name → (multiply-adds of a clip, score in per cent, its interval or None).
+    """
+    for k, (name, (macs, score, interval)) in enumerate(systems.items()):
+        ends = None if interval is None else [[score - interval[0]], [interval[1] - score]]
+        style = {"color": COLOURS[k % len(COLOURS)], "fmt": "osD^vPX"[k % 7], "capsize": 2}
+        axes.errorbar(macs / 1e9, score, ends, label=name, **style)
+    axes.set_xscale("log")
+    axes.set_xlabel("multiply-adds of a clip of 10 s (billions)")
+    axes.set_ylabel(y_label)
+    axes.grid(alpha=0.3)
+    if systems:
+        axes.legend()
+    return axes
+
+
 def complexity(
     axes: Axes, systems: Mapping[str, Mapping[str, float]], max_macs: float = 30e6, max_bytes: float = 128_000
 ) -> Axes:

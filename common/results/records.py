@@ -6,7 +6,8 @@ Flow: scores + config + data counts → **record** → results/<task>/<run>.json
                         dataset={...}, config={...}, metrics=classification_scores(...), wall_time_s=3600.0)
     write_record(record, "results/task1_asc")
 
-The fields are explained in results/README.md. Accuracies are fractions 0..1.
+The fields are explained in results/README.md. Accuracies, PSDS, AUROC and F1 are fractions 0..1 in records, per cent in
+published tables and in ours: `is_fraction` says which metrics that holds for.
 """
 
 import importlib.metadata
@@ -29,6 +30,7 @@ from common.files import short_name, write_text
 
 SCHEMA = 1
 STATUSES = ("complete", "partial data", "built-in data", "other data", "smoke")
+FRACTIONS = ("accuracy", "psds", "auc", "auroc", "f1")  # names of metrics 0..1 hold one of these
 REPOSITORY = Path(__file__).resolve().parents[2]
 PACKAGES = ("torch", "torchaudio", "lightning", "torchmetrics", "numpy", "scipy", "scikit-learn", "soundfile")
 FIELDS = {
@@ -139,8 +141,13 @@ def check_record(record) -> None:
     for name, value in _numbers(record):
         if not math.isfinite(value):
             raise RecordError(f"{name} is {value}, and only finite numbers can be recorded: leave it out.")
-        if name.startswith("metrics.") and "accuracy" in name and not 0 <= value <= 1:
-            raise RecordError(f"{name} is {value}, but accuracies are fractions between 0 and 1.")
+        if name.startswith("metrics.") and is_fraction(name) and not 0 <= value <= 1:
+            raise RecordError(f"{name} is {value}, but such metrics are fractions between 0 and 1.")
+
+
+def is_fraction(metric_name: str) -> bool:
+    """Return whether a metric is a fraction in records, and per cent in published tables."""
+    return any(part in metric_name for part in FRACTIONS)
 
 
 def record_name(record: Mapping) -> str:
@@ -186,7 +193,7 @@ def read_records(folder: str | Path, only_records: bool = True) -> RecordFolder:
 
 
 def metric(record: Mapping, name: str) -> float | None:
-    """Return a metric by its name in tables ("macro_accuracy", "device_accuracy/a"), None where absent."""
+    """Return a metric by its name in tables ("device_accuracy/a", "csebbs/psds1_class/Dog"), None where absent."""
     return _find(record["metrics"], name)
 
 
@@ -270,10 +277,12 @@ def _git(repository: Path, *words: str) -> str:
     return run.stdout.strip()
 
 
-def _find(tree: Mapping, name: str):
-    for part in name.split("/", 1):
-        tree = tree.get(part) if isinstance(tree, Mapping) else None
-    return tree
+def _find(tree, name: str):
+    """Return what stands under "a/b/c"; a name may itself hold a slash ("door opens/closes")."""
+    if not isinstance(tree, Mapping) or name in tree:
+        return tree.get(name) if isinstance(tree, Mapping) else None
+    first, slash, rest = name.partition("/")
+    return _find(tree.get(first), rest) if slash else None
 
 
 def _without(mapping: Mapping, dotted_keys: Sequence[str]) -> dict:

@@ -2,7 +2,7 @@
 
 Flow: result records, results/comparisons/*.json → **series** → plots → notebook.
 
-Accuracies and differences come out in per cent and percentage points. Nothing here fails for lack of files.
+Fractions and differences come out in per cent and percentage points. Nothing here fails for lack of files.
 """
 
 import json
@@ -13,8 +13,29 @@ from typing import NamedTuple
 import numpy as np
 
 from common.results.compare import mean_bounds, standard_deviation, why_not_comparable
+from common.results.records import metric
 
 GAP = "a-unseen"
+LABELS = {
+    "psds1": "PSDS1",
+    "psds1_macro": "PSDS1 with alpha_st 0",
+    "psds1_psds_eval": "PSDS1 by psds_eval",
+    "psds2": "PSDS2",
+    "mpauc": "mpAUC",
+    "intersection_f1": "F1 by intersection",
+    "collar_f1": "F1 by collars",
+    "raw": "no post-processing",
+    "csebbs": "cSEBBs",
+    "csebbs_devtest": "cSEBBs tuned on devtest",
+}
+
+
+def label_of(name: str) -> str:
+    """Return the name of a metric for readers: "csebbs/psds1" is "PSDS1, cSEBBs"."""
+    post, slash, rest = name.partition("/")
+    if slash and post in LABELS:
+        return f"{label_of(rest)}, {LABELS[post]}"
+    return LABELS.get(name, name.replace("_", " "))
 
 
 class Difference(NamedTuple):
@@ -55,7 +76,7 @@ def data_title(record: Mapping) -> str:
 
 
 def seed_means(runs: Sequence[Mapping], family: str) -> dict[str, float]:
-    """Return part → mean over runs (%), for a family of metrics such as "device_accuracy"."""
+    """Return part → mean over runs (%), for a family of metrics: "device_accuracy", "csebbs/psds1_class"."""
     return {part: float(np.mean(values)) for part, values in _values(runs, family).items()}
 
 
@@ -74,7 +95,7 @@ def error_bars(runs: Sequence[Mapping], family: str) -> dict[str, tuple[float, f
 def _values(runs: Sequence[Mapping], family: str) -> dict[str, list[float]]:
     values: dict[str, list[float]] = {}
     for run in runs:
-        for part, value in run["metrics"].get(family, {}).items():
+        for part, value in (metric(run, family) or {}).items():
             values.setdefault(part, []).append(100 * value)
     return values
 
@@ -111,20 +132,50 @@ def read_comparisons(folder: str | Path, task: str) -> tuple[list[dict], list[st
 def comparison_title(comparison: Mapping) -> str:
     """Return, for example, "device_specific minus general: device_scenes (other data), 3 seeds"."""
     first, second = (comparison[side].rpartition("/")[2] for side in ("recipe", "against"))
-    data, status = comparison["dataset"], comparison["status"]
-    data = data if status in ("complete", data) else f"{data} ({status})"
+    split = f", {comparison['split']}" if "split" in comparison else ""
     n_seeds = "/".join(map(str, dict.fromkeys(comparison["seeds"])))
-    return f"{first} minus {second}: {data}, {n_seeds} seed{'' if n_seeds == '1' else 's'}"
+    data = comparison_data(comparison)
+    return f"{first} minus {second}: {data}{split}, {n_seeds} seed{'' if n_seeds == '1' else 's'}"
+
+
+def comparison_data(comparison: Mapping) -> str:
+    """Return the data of a comparison; its status in brackets where that says more: "device_scenes (other data)"."""
+    data, status = comparison["dataset"], comparison["status"]
+    return data if status in ("complete", data) else f"{data} ({status})"
 
 
 def comparison_rows(comparison: Mapping) -> dict[str, Difference]:
-    """Return label → difference: macro accuracy, groups of devices (`--pool` by their members), single devices."""
+    """Return label → difference.
+
+    Task 1: macro accuracy, groups of devices (`--pool` by their members), single devices. Task 4: scores by
+    post-processing, then single classes.
+    """
+    if "macro_accuracy" not in comparison:
+        return {label_of(name): _points(entry["difference"], entry["interval"]) for name, entry in _entries(comparison)}
     pooled = comparison.get("pooled", {})
     rows = {"macro accuracy": comparison["macro_accuracy"]}
     for name, entry in comparison.get("groups", {}).items():
         rows[f"devices {pooled[name].replace(',', ', ')}" if name in pooled else f"devices: {name}"] = entry
     rows |= {f"device {name}": entry for name, entry in comparison.get("device_accuracy", {}).items()}
     return {label: _points(entry["difference"], entry["interval"]) for label, entry in rows.items()}
+
+
+def _entries(comparison: Mapping) -> list[tuple[str, Mapping]]:
+    """Return (name, entry) of every difference: those of a score, of a post-processing, of a class."""
+    found, classes = [], []
+    for name, entry in comparison.items():
+        if not isinstance(entry, Mapping):
+            continue
+        if "difference" in entry:
+            found.append((name, entry))
+        elif name.endswith("_class"):
+            score = label_of(name.removesuffix("_class"))
+            classes += [(f"{score} of {label}", own) for label, own in entry.items()]
+        else:
+            found += [(f"{name}/{own}", v) for own, v in entry.items() if isinstance(v, Mapping) and "difference" in v]
+    if not found:
+        raise KeyError("no difference")
+    return found + classes
 
 
 def gap_rows(systems: Mapping[str, Sequence[Mapping]], name: str = GAP) -> dict[str, Difference]:

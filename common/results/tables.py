@@ -15,33 +15,46 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from common.results import sed_tables
+from common.results.cells import (
+    NONE,
+    NOT_COMPARABLE,
+    OVER_LOCATIONS,
+    OVER_SEEDS,
+    counted,
+    data_heading,
+    markdown,
+    measured_cells,
+    over_seeds,
+    published_cell,
+    signed,
+    span,
+)
 from common.results.compare import (
-    LEVEL,
-    OTHER_DATA,
     PUBLISHED_DATA,
-    Row,
     compare,
     mean_bounds,
     read_published,
-    seed_interval,
-    standard_deviation,
     usable_records,
     why_not_comparable,
 )
 from common.results.records import metric, read_records
+from common.results.series import read_comparisons
 
-NONE = "–"
-OVER_SEEDS, OVER_LOCATIONS = (f"{100 * LEVEL:.0f} % interval over {what}" for what in ("seeds", "locations"))
 TASK1_2025 = ("dcase2025/general", "dcase2025/device_specific")
 TASK1_2024 = tuple(f"dcase2024/split{percent}" for percent in (5, 10, 25, 50, 100))
 
 
 class Results(NamedTuple):
-    """All that the tables of one task are made of; `complexity`: counted costs of its networks, where there are any."""
+    """All that the tables of one task are made of.
+
+    `complexity`: counted costs of its networks, where there are any; `comparisons`: paired differences of systems.
+    """
 
     published: pd.DataFrame
     records: list[Mapping]
     complexity: pd.DataFrame | None = None
+    comparisons: Sequence[Mapping] = ()
 
 
 @dataclass(frozen=True)
@@ -58,7 +71,8 @@ def load_results(
 ) -> tuple[Results, list[str]]:
     """Read `published`/<task>.csv (default: results/published), the records of results/<task> and of `runs`.
 
-    Counted costs come from results/complexity/<task>.csv, which `python -m <task>.complexity --csv` writes.
+    Counted costs come from results/complexity/<task>.csv, which `python -m <task>.complexity --csv` writes, comparisons
+    from results/comparisons and folders of that name in `runs`.
 
     Returns:
         the results, and one sentence for each file or record that is not used.
@@ -74,33 +88,13 @@ def load_results(
     table = read_published(Path(published or Path(results) / "published") / f"{task}.csv")
     counted = Path(results) / "complexity" / f"{task}.csv"
     costs = pd.read_csv(counted, dtype={"dim": "Int64"}) if counted.is_file() else None
-    return Results(table, usable, costs), problems + unused
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table, columns padded to equal width so that it also reads well as plain text."""
-    cells = [list(header), *[list(row) for row in rows]]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
-    padded = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in cells]
-    lines = [f"| {' | '.join(row)} |" for row in padded]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join(lines)
-
-
-def plus_minus(value: float, spread: float | None) -> str:
-    return f"{value:.2f}" if spread is None else f"{value:.2f} ± {spread:.2f}"
-
-
-def span(interval: tuple[float, float] | None, sign: str = "") -> str:
-    return NONE if interval is None else f"{interval[0]:{sign}.2f} … {interval[1]:{sign}.2f}"
-
-
-def signed(value: float) -> str:
-    return f"{round(value, 2) + 0.0:+.2f}"  # adding zero turns -0.00 into +0.00
-
-
-def counted(text: str, n: int | None, noun: str) -> str:
-    return text if n is None else f"{text} ({n} {noun}{'' if n == 1 else 's'})"
+    folders = [Path(results) / "comparisons"]
+    folders += sorted(path for path in Path(runs).rglob("comparisons") if path.is_dir()) if runs is not None else []
+    comparisons = []
+    for folder in folders:
+        found, unusable = read_comparisons(folder, task)
+        comparisons, problems = comparisons + found, problems + unusable
+    return Results(table, usable, costs, comparisons), problems + unused
 
 
 def comparison_table(
@@ -123,18 +117,6 @@ def comparison_table(
         name = [row.metric.partition("/")[2]] if part else []
         rows.append([f"`{row.system}`", *name, published_cell(row), *measured_cells(row), row.verdict])
     return markdown(header, rows)
-
-
-def published_cell(row: Row) -> str:
-    return counted(plus_minus(row.published.value, row.published.spread), row.published.n_runs, "run")
-
-
-def measured_cells(row: Row) -> list[str]:
-    """Return measured, interval over seeds, interval over locations and difference."""
-    if not row.measured:
-        return [NONE] * 4
-    measured = counted(plus_minus(row.mean, row.sd), len(row.measured), "seed")
-    return [measured, span(seed_interval(row.measured)), span(row.location_interval), signed(row.difference)]
 
 
 def gain_table(results: Results, system: str, reference: str, split: str = "test") -> str:
@@ -213,33 +195,21 @@ def other_data_table(results: Results) -> str:
         if reason is not None:
             data = str(record["dataset"].get("manifest_sha256"))
             row = (record["recipe"], record["split"], record["status"], record["config_sha256"], data)
-            groups.setdefault(_data_heading(record, reason), {}).setdefault(row, []).append(record)
+            groups.setdefault(data_heading(record, reason), {}).setdefault(row, []).append(record)
     if not groups:
         return "No runs on other data."
     header = ["recipe", "split", "status", "clips", "macro accuracy, %", OVER_LOCATIONS, "chance, %"]
     parts = []
     for heading in sorted(groups):
         rows = [_other_row(row, records) for row, records in sorted(groups[heading].items())]
-        title = f"**{heading}: not to be compared with any published number**"
+        title = f"**{heading}: {NOT_COMPARABLE}**"
         parts.append(f"{title}\n\n{markdown(header, rows)}")
     return "\n\n".join(parts)
 
 
-def _data_heading(record: Mapping, reason: str) -> str:
-    name = record["dataset"]["name"]
-    if reason != OTHER_DATA:
-        return f"{name}, {reason}"
-    if name == "built-in data" or record["status"] == "built-in data":
-        return "Built-in data"
-    return f"Other data ({name})"
-
-
 def _other_row(row: tuple, records: Sequence[Mapping]) -> list[str]:
     recipe, split, status, *_ = row
-    values = [100 * value for r in records if (value := metric(r, "macro_accuracy")) is not None]
-    measured = NONE
-    if values:
-        measured = counted(plus_minus(np.mean(values), standard_deviation(values)), len(values), "seed")
+    measured = over_seeds([metric(record, "macro_accuracy") for record in records])
     scored = sorted({record["metrics"].get("n_items") or 0 for record in records})
     n_classes = len(records[0]["metrics"].get("class_names") or [])
     clips = "/".join(f"{n:,}" for n in scored)
@@ -300,6 +270,24 @@ TABLES = {
         "task1_asc",
         f"Task 1: other data, built-in data and unfinished runs on {PUBLISHED_DATA['task1_asc']}",
         other_data_table,
+    ),
+    "task4_sed": Table("task4_sed", "Task 4: published and measured scores", sed_tables.main_table),
+    "task4_sed_runs": Table(
+        "task4_sed",
+        f"Task 4: all runs on {PUBLISHED_DATA['task4_sed']}, by post-processing",
+        lambda results: sed_tables.runs_table(results, on_published=True),
+    ),
+    "task4_sed_classes": Table("task4_sed", "Task 4: scores per class", sed_tables.class_table),
+    "task4_sed_gains": Table(
+        "task4_sed", "Task 4: what stages, iterations and ensembles bring", sed_tables.gains_table
+    ),
+    "task4_sed_low_complexity": Table(
+        "task4_sed", "Task 4: score against parameters and multiply-adds", sed_tables.cost_table
+    ),
+    "task4_sed_other_data": Table(
+        "task4_sed",
+        f"Task 4: other data, built-in data and unfinished runs on {PUBLISHED_DATA['task4_sed']}",
+        lambda results: sed_tables.runs_table(results, on_published=False),
     ),
     "task4_sed_complexity": Table(
         "task4_sed",

@@ -1,6 +1,7 @@
 """Run a training: devices, checkpoints, resume, progress.
 
-Flow: system + loaders → **fit** → trained system, history; the run folder holds last.ckpt, written at each epoch's end.
+Flow: system + loaders → **fit** → trained system, history; the run folder holds last.ckpt, written at each epoch's end,
+and best.ckpt (weights alone) where the system says by what it is to be judged.
 
 One machine:        python -m task.train … --devices 2
 Several machines:   torchrun --nnodes 2 --nproc-per-node 4 --rdzv-endpoint … -m task.train … --devices 4 --nodes 2
@@ -21,6 +22,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from common.training.distributed import WholeBatchSync
@@ -53,7 +55,10 @@ class Hardware:
 
 
 class EpochLines:
-    """Print a line per epoch, for log files, where no progress bar can be drawn."""
+    """Print a line per epoch, for log files, where no progress bar can be drawn.
+
+    Of the training's own numbers it shows the loss; its terms are in log/metrics.csv and in the history.
+    """
 
     def __init__(self):
         self._started, self._n_epochs = time.monotonic(), 0
@@ -62,7 +67,8 @@ class EpochLines:
         self._n_epochs += 1
         spent = time.monotonic() - self._started
         left = spent / self._n_epochs * (max_epochs - row["epoch"])
-        values = "  ".join(f"{name} {value:.4g}" for name, value in row.items() if name != "epoch")
+        shown = [name for name in row if name == "train_loss" or not name.startswith(("epoch", "train_"))]
+        values = "  ".join(f"{name} {row[name]:.4g}" for name in shown)
         print(f"epoch {row['epoch']}/{max_epochs}  {values}  {spent:.0f} s, about {left:.0f} s left", flush=True)
 
 
@@ -85,7 +91,7 @@ def fit(
     """
     run.mkdir(parents=True, exist_ok=True)
     with quiet_libraries():
-        trainer = make_trainer(train, optim, run, hardware)
+        trainer = make_trainer(train, optim, run, hardware, system.best_by, system.skips_layers)
         train_loader, holdout_loader = loaders(trainer.global_rank, trainer.world_size)
         steps_per_epoch = -(-len(train_loader) // train.accumulate)
         torch.manual_seed(seed)
@@ -100,11 +106,31 @@ def fit(
     return module.history
 
 
-def make_trainer(train: TrainConfig, optim: OptimConfig, run: Path, hardware: Hardware) -> Trainer:
+def best_weights(run: Path) -> dict[str, Tensor] | None:
+    """Return the system's state dict of the epoch where its `best_by` was highest; None if there was no look at it."""
+    path = run / "best.ckpt"
+    if not path.is_file():
+        return None
+    state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    return {name.removeprefix("system."): value for name, value in state.items()}
+
+
+def make_trainer(
+    train: TrainConfig,
+    optim: OptimConfig,
+    run: Path,
+    hardware: Hardware,
+    best_by: str | None = None,
+    skips_layers: bool = False,
+) -> Trainer:
+    """Return the trainer; `best_by` and `skips_layers` are those of `TrainingSystem`."""
     several = hardware.n_processes > 1
-    callbacks = [
-        ModelCheckpoint(dirpath=run, filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
-    ]
+    validate_every = min(train.validate_every, train.epochs)
+    always = {"dirpath": run, "save_on_train_epoch_end": True, "enable_version_counter": False}
+    callbacks = [ModelCheckpoint(filename="last", **always)]
+    if best_by:  # before "last", which then knows of it
+        look = {"monitor": f"holdout_{best_by}", "mode": "max", "every_n_epochs": validate_every}
+        callbacks.insert(0, ModelCheckpoint(filename="best", save_weights_only=True, **look, **always))
     if train.ema_decay > 0:
         callbacks.append(EMAWeightAveraging(decay=train.ema_decay))
     bar = sys.stderr.isatty()
@@ -115,14 +141,14 @@ def make_trainer(train: TrainConfig, optim: OptimConfig, run: Path, hardware: Ha
         accelerator=hardware.accelerator,
         devices=hardware.devices,
         num_nodes=hardware.nodes,
-        strategy="ddp" if several else "auto",
+        strategy=("ddp_find_unused_parameters_true" if skips_layers else "ddp") if several else "auto",
         sync_batchnorm=several and hardware.on_gpu,
         plugins=[WholeBatchSync()] if several and not hardware.on_gpu else None,
         precision=train.precision,
         max_epochs=train.epochs,
         accumulate_grad_batches=train.accumulate,
         gradient_clip_val=optim.gradient_clip or None,
-        check_val_every_n_epoch=min(train.validate_every, train.epochs),
+        check_val_every_n_epoch=validate_every,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
         callbacks=callbacks,
@@ -149,6 +175,7 @@ def quiet_libraries():
             ".*sync_dist.*",
             ".*isinstance.treespec.*",
             ".*experiment logs directory.*",
+            ".*in eval mode at the start.*",
         ):
             warnings.filterwarnings("ignore", text)
         for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):

@@ -87,7 +87,18 @@ class TrainConfig:
 
 
 class TrainingSystem(nn.Module, ABC):
-    """What a task trains: networks, and how a batch becomes losses."""
+    """What a task trains: networks, and how a batch becomes losses.
+
+    Attributes:
+        step: optimiser steps done; the module keeps it up to date, also in a resumed run.
+        best_by: one of `validation_metrics`; the weights of the epoch where it was highest are kept, see
+            loop.best_weights. None = only those of the last epoch.
+        skips_layers: whether a batch may leave parameters without gradient (several processes have to know).
+    """
+
+    step: int = 0
+    best_by: str | None = None
+    skips_layers: bool = False
 
     @abstractmethod
     def training_losses(self, batch: dict, rng: np.random.Generator) -> dict[str, Tensor]:
@@ -97,6 +108,23 @@ class TrainingSystem(nn.Module, ABC):
     def validation_scores(self, batch: dict) -> dict[str, Tensor]:
         """Return per-clip values, each (B,); the module averages them over all clips (key `loss`, `accuracy`, …)."""
         raise NotImplementedError
+
+    def validation_metrics(self) -> dict[str, float]:
+        """Return what only all hold-out clips together tell (a curve, a rank), once `validation_scores` has seen this
+        process's share of them: the same in every process."""
+        return {}
+
+    def parameter_groups(self, optim: OptimConfig) -> list[dict]:
+        """Return the parameters that train, in groups as `torch.optim` takes them; `optim` holds where a group says
+        nothing else."""
+        return [{"params": [parameter for parameter in self.parameters() if parameter.requires_grad]}]
+
+    def before_zero_grad(self, step: int) -> None:
+        """Called once an optimiser step, after the (first) forward pass and before gradients are set to zero.
+
+        Args:
+            step: optimiser steps done before this one.
+        """
 
 
 @dataclass
@@ -126,11 +154,11 @@ class TrainingModule(lightning.LightningModule):
             )
         self.history: list[dict] = []
         self.after_epoch = None  # called with (the epoch's row, number of epochs) on the first process
-        self._training, self._validation = Totals(), Totals()
+        self._training, self._validation, self._metrics = Totals(), Totals(), {}
 
     def configure_optimizers(self):
-        trainable = [parameter for parameter in self.system.parameters() if parameter.requires_grad]
-        optimiser = OPTIMISERS[self.optim.name](trainable, lr=self.optim.lr, weight_decay=self.optim.weight_decay)
+        groups = self.system.parameter_groups(self.optim)
+        optimiser = OPTIMISERS[self.optim.name](groups, lr=self.optim.lr, weight_decay=self.optim.weight_decay)
         config = self.optim
         if config.schedule == "warmup_cosine":
             factor = partial(warmup_cosine, warmup_steps=config.warmup_steps, total_steps=self.total_steps)
@@ -155,11 +183,15 @@ class TrainingModule(lightning.LightningModule):
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
         torch.manual_seed(int(generator(self.seed, AUGMENT, self.current_epoch, batch_idx, 1).integers(2**31)))
+        self.system.step = self.global_step
         losses = self.system.training_losses(batch, generator(self.seed, AUGMENT, self.current_epoch, batch_idx))
         share = batch["n_clips"]
         self._training.add({name: value * share for name, value in losses.items()}, share)
         # data-parallel training averages gradients over processes: undo that, each share is already part of the whole
         return losses["loss"] * world_size()
+
+    def on_before_zero_grad(self, optimizer: torch.optim.Optimizer) -> None:
+        self.system.before_zero_grad(self.global_step)
 
     def validation_step(self, batch: dict, batch_idx: int) -> None:
         scores = self.system.validation_scores(batch)
@@ -169,13 +201,22 @@ class TrainingModule(lightning.LightningModule):
     def on_validation_epoch_start(self):
         self._validation = Totals()
 
+    def on_validation_epoch_end(self):
+        self._metrics = self.system.validation_metrics()
+
     def on_train_epoch_end(self):
         row = {"epoch": self.current_epoch + 1, "lr": self.trainer.optimizers[0].param_groups[0]["lr"]}
         row |= {f"train_{name}": value for name, value in self._averages(self._training, add_counts=False).items()}
         row |= {f"holdout_{name}": value for name, value in self._averages(self._validation).items()}
-        self._validation = Totals()
+        row |= {f"holdout_{name}": value for name, value in self._metrics.items()}
+        self._validation, self._metrics = Totals(), {}
         self.history.append(row)
-        self.log_dict({name: float(value) for name, value in row.items() if name != "epoch"}, rank_zero_only=True)
+        # Which weights are the best is decided by all processes alike, so each of them needs that number.
+        shown = {name: float(value) for name, value in row.items() if name != "epoch"}
+        decisive = f"holdout_{self.system.best_by}"
+        if decisive in shown:
+            self.log(decisive, shown.pop(decisive))
+        self.log_dict(shown, rank_zero_only=True)
         if self.after_epoch and self.trainer.is_global_zero:
             self.after_epoch(row, self.trainer.max_epochs)
 

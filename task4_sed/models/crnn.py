@@ -59,14 +59,20 @@ class GatedConvBlock(nn.Module):
 class GatedConvNet(nn.Module):
     """Seven gated blocks that turn a mel spectrogram of 128 bands into one vector per four frames.
 
-    Shape: (B, 1, 128, N) → (B, N // 4, 128) for any N from 4 on.
+    Args:
+        width: factor on all channel counts, each rounded and at least 1; 1 is the published network.
+
+    Shape: (B, 1, 128, N) → (B, N // 4, 128 · width) for any N from 4 on.
     """
 
-    def __init__(self, gate: str = "context", dropout: float = 0.5):
+    def __init__(self, gate: str = "context", dropout: float = 0.5, width: float = 1.0):
         super().__init__()
-        ends = zip((1, *CHANNELS), CHANNELS, POOLING)
+        if width <= 0:
+            raise ValueError(f"width {width} must be above 0.")
+        channels = [max(1, round(width * n)) for n in CHANNELS]
+        ends = zip((1, *channels), channels, POOLING)
         self.blocks = nn.Sequential(*(GatedConvBlock(i, o, pool, gate, dropout) for i, o, pool in ends))
-        self.n_features = CHANNELS[-1]
+        self.n_features = channels[-1]
         self.to(memory_format=torch.channels_last)
 
     def forward(self, mel: Tensor) -> Tensor:
@@ -116,6 +122,7 @@ class CRNN(nn.Module):
         merged, hidden: width after the merge and of one direction of the GRU.
         embed_pool: how L embeddings become N // 4: "aap" averages, "int" takes the nearest one.
         time_mask: applied to both inputs of the merge while training, with a draw for each; None = off.
+        width: of the convolutional network, see `GatedConvNet`.
 
     Shape: mel (B, 1, 128, N), embeddings (B, L, D) → see `forward`.
     """
@@ -130,12 +137,13 @@ class CRNN(nn.Module):
         hidden: int,
         embed_pool: str,
         time_mask: TimeMask | None = None,
+        width: float = 1.0,
     ):
         super().__init__()
         if embed_pool not in ("aap", "int"):
             raise ValueError(f"embed_pool {embed_pool!r} is unknown: choose 'aap' (average) or 'int' (nearest).")
         self.embed_pool, self.time_mask, self.n_classes = embed_pool, time_mask, n_classes
-        self.cnn = GatedConvNet(gate, dropout)
+        self.cnn = GatedConvNet(gate, dropout, width)
         self.merge = nn.Linear(self.cnn.n_features + n_features, merged)
         self.n_features = n_features
         self.gru = nn.GRU(merged, hidden, num_layers=2, batch_first=True, bidirectional=True)
@@ -236,6 +244,7 @@ class FusionCRNN(CRNN):
         embed_pool: "aap" with ATST-Frame, "int" with frame-wise PaSST and BEATs.
         dropout: 0.3 in stage 1, 0.5 in stage 2.
         hidden: width after the merge and of one direction of the GRU.
+        width: factor on the channels of the convolutional network; with `hidden` below 256 it makes a small one.
 
     Input and output: see `CRNN.forward`.
     """
@@ -247,8 +256,9 @@ class FusionCRNN(CRNN):
         embed_pool: str = "aap",
         dropout: float = 0.5,
         hidden: int = 256,
+        width: float = 1.0,
     ):
-        super().__init__(n_features, n_classes, "context", dropout, hidden, hidden, embed_pool)
+        super().__init__(n_features, n_classes, "context", dropout, hidden, hidden, embed_pool, width=width)
 
 
 class BaselineCRNN(CRNN):

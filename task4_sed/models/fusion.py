@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from common.nn.encoders import build_encoder
 from task4_sed.models.crnn import N_CLASSES, FusionCRNN
+from task4_sed.models.sequence_encoder import SequenceEncoder
 
 N_PROJECTED = 527  # classes of AudioSet
 N_TOKENS = 250  # of 40 ms in 10 s: what the published wrapper of the projection brings any encoder to
@@ -106,8 +107,11 @@ def build_fusion(
     n_classes: int = N_CLASSES,
     dropout: float = 0.5,
     hidden: int = 256,
+    width: float = 1.0,
     n_projected: int = N_PROJECTED,
     projection_seed: int = 0,
+    sequence: str | None = None,
+    sequence_dim: int = 256,
     **encoder_options,
 ) -> FusionModel:
     """Return a new model around an encoder.
@@ -116,14 +120,17 @@ def build_fusion(
         encoder: an `Encoder`, or its name for `build_encoder`, which gets `encoder_options`.
         projection: "random_frozen", "trained" or "none"; None = as published with this encoder, "none" with others.
         embed_pool: "aap" or "int"; None = as published with this encoder, "aap" with others.
-        dropout, hidden: see `FusionCRNN`.
+        dropout, hidden, width: see `FusionCRNN`.
         n_projected: width of the projection.
         projection_seed: of the random projection, so that every stage has the same one.
+        sequence, sequence_dim: kind and width of a sequence model behind the encoder, see `SequenceEncoder`; None =
+            no such model.
 
     Raises:
         ValueError: unknown names.
     """
     encoder = build_encoder(encoder, **encoder_options) if isinstance(encoder, str) else encoder
+    encoder = SequenceEncoder(encoder, sequence, sequence_dim) if sequence else encoder
     published = PUBLISHED_JOINTS.get(getattr(encoder, "name", None), Joint("none", "aap"))
     projection, embed_pool = projection or published.projection, embed_pool or published.embed_pool
     if projection not in PROJECTIONS:
@@ -133,7 +140,7 @@ def build_fusion(
         layer = seeded_linear(encoder.n_features, n_projected, projection_seed)
         layer.requires_grad_(projection == "trained")
     n_features = encoder.n_features if layer is None else n_projected
-    crnn = FusionCRNN(n_features, n_classes, embed_pool, dropout, hidden)
+    crnn = FusionCRNN(n_features, n_classes, embed_pool, dropout, hidden, width)
     return FusionModel(encoder, layer, crnn, None if layer is None else N_TOKENS)
 
 
