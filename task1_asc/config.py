@@ -1,6 +1,5 @@
 """The config of Task 1: one dataclass, filled from a YAML file; see configs/."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import torch
 
 from common.config import ConfigError, build, importable, read_merged
+from common.training import runs
 from common.training.module import OptimConfig, TrainConfig
 from task1_asc.data import DataConfig
 
@@ -99,16 +99,9 @@ class Task1Config:
             raise ValueError("finetune.keep_base=holdout needs data.holdout_fraction above 0.")
 
 
-def read_log(run: Path) -> dict:
-    """Return the train.json of a run folder; {} where nothing was trained there."""
-    path = run / "train.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
 def config_file(name: str | Path) -> Path:
     """Return the file of a config given by path or by name ("dcase2025/general")."""
-    below = CONFIGS / f"{str(name).removesuffix('.yaml')}.yaml"
-    return below if below.is_file() and not Path(name).is_file() else Path(name)
+    return runs.config_file(CONFIGS, name)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = (), smoke: bool = False) -> tuple[Task1Config, dict]:

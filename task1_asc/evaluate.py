@@ -36,7 +36,8 @@ from common.nn.weights import published_file
 from common.progress import progress
 from common.results.records import new_record, shorten_paths, write_record
 from common.training.loop import Hardware
-from task1_asc.config import Task1Config, config_file, load_config, read_log
+from common.training.runs import read_log
+from task1_asc.config import Task1Config, config_file, load_config
 from task1_asc.data import META_COLUMNS, TAU_NAME, Clips, dataset_card, label_indices, load_clips, open_data
 from task1_asc.model import DeviceModels
 from task1_asc.weights import load_network

@@ -33,7 +33,8 @@ from common.submission import (
     requirements,
     rewrite_imports,
 )
-from task1_asc.config import Task1Config, read_log
+from common.training.runs import read_log
+from task1_asc.config import Task1Config
 from task1_asc.data import SceneData, label_indices
 from task1_asc.evaluate import read_predictions
 

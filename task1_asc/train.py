@@ -7,7 +7,6 @@ Killed at any moment, the same command goes on; a resumed CPU run ends with the 
 """
 
 import argparse
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,18 +16,22 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from common.config import ConfigError, dump_yaml, split_overrides
+from common.config import ConfigError
 from common.data.manifest import manifest_hash
-from common.files import sha256, write_atomically, write_json, write_text
+from common.files import sha256, write_atomically, write_json
 from common.results.records import environment, git_state
 from common.training.distributed import process_rank
 from common.training.loop import Hardware, fit
-from task1_asc.config import CONFIGS, Task1Config, config_file, load_config, read_log
+from common.training.runs import CONFIG, LOG, claim_run, clear_run, read_log, recipe_name
+from task1_asc.config import CONFIGS, Task1Config, config_file, load_config
 from task1_asc.data import Clips, dataset_card, hold_out, load_clips, open_data
 from task1_asc.finetune import freeze, keep_better, renew_statistics
 from task1_asc.model import DeviceModels
 from task1_asc.system import SceneSystem
 from task1_asc.weights import load_network, save_network
+
+TRAINED = ("weights.pt", "network.pt", "last.ckpt", "devices")
+WRITTEN = (*TRAINED, CONFIG, LOG, "log", "predictions.csv", "predictions.json")
 
 
 @dataclass(frozen=True)
@@ -112,31 +115,6 @@ def fit_network(network: nn.Module, job: Job, clips: Clips, held: Clips, run: Pa
     return history
 
 
-def claim_run(run: Path, resolved: dict, where: dict) -> None:
-    """Write the config into the run folder, or refuse a folder that another config was trained in.
-
-    A run that ended before its first checkpoint (a wrong path, say) has trained nothing and claims nothing.
-    """
-    known = run / "config.yaml"
-    content = dump_yaml({"config": resolved, "run": where})
-    trained = any((run / part).exists() for part in ("weights.pt", "network.pt", "last.ckpt", "devices"))
-    if trained and known.is_file() and known.read_text(encoding="utf-8") != content:
-        raise ConfigError(
-            f"{run}: holds a run of another config, seed, initial weights or data (see {known.name} there); give "
-            "another --out, or --force to start over."
-        )
-    if process_rank() == 0:
-        write_text(known, content)
-
-
-def clear_run(run: Path) -> None:
-    """Remove what training and prediction wrote into a run folder, and nothing else."""
-    trained = ("config.yaml", "weights.pt", "train.json", "network.pt", "last.ckpt", "log", "devices")
-    for part in (*trained, "predictions.csv", "predictions.json"):
-        path = run / part
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, required=True)
@@ -165,7 +143,7 @@ def run_training(args: argparse.Namespace, overrides: Sequence[str]) -> None:
             f"{'needed: the weights of ' + config.base if config.base else 'not used'}."
         )
     if args.force and process_rank() == 0:
-        clear_run(args.run)
+        clear_run(args.run, WRITTEN)
     started, commit = time.monotonic(), git_state()  # of the code that runs, whatever is committed meanwhile
     resumed = any(args.run.rglob("last.ckpt")) or any(args.run.rglob("network.pt"))
     base = read_base(args.init, config) if args.init else None
@@ -173,8 +151,8 @@ def run_training(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     clips = load_clips(data, f"split{config.data.subset}", config.data, args.cache)
     claim_run(args.run, resolved, {
         "data": str(args.data.resolve()), "training_clips": manifest_hash(clips.rows), "seed": args.seed,
-        "init": sha256(args.init) if args.init else None})  # fmt: skip
-    if (args.run / "weights.pt").is_file() and (args.run / "train.json").is_file():
+        "init": sha256(args.init) if args.init else None}, TRAINED)  # fmt: skip
+    if (args.run / "weights.pt").is_file() and (args.run / LOG).is_file():
         print(f"{args.run}: trained before")
         return
     held = hold_out(clips.rows, config.data.holdout_fraction)
@@ -185,7 +163,7 @@ def run_training(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     if process_rank() == 0:
         log |= {
             "seed": args.seed,
-            "recipe": recipe_name(args.config, overrides),
+            "recipe": recipe_name(CONFIGS, args.config, overrides),
             "smoke": args.smoke or bool(base and base["smoke"]),
             "base": base,
             "config": resolved,
@@ -195,7 +173,7 @@ def run_training(args: argparse.Namespace, overrides: Sequence[str]) -> None:
             # after a kill the time is that of the last start
             "training": environment(time.monotonic() - started) | {"git": commit, "resumed": resumed},
         }
-        write_json(args.run / "train.json", log)
+        write_json(args.run / LOG, log)
         print(f"wrote {args.run / 'weights.pt'}")
 
 
@@ -214,16 +192,6 @@ def read_base(init: Path, config: Task1Config) -> dict:
         )
     said = {"recipe": log.get("recipe"), "seed": log.get("seed"), "smoke": log.get("smoke", False)}
     return said | {"sha256": sha256(init)}
-
-
-def recipe_name(config: Path, overrides: Sequence[str]) -> str:
-    """dcase2025/general for task1_asc/configs/dcase2025/general.yaml; the file's name for a config elsewhere.
-
-    Overrides are part of the name: a changed recipe is not the published one.
-    """
-    path = config_file(config).resolve().with_suffix("")
-    name = path.relative_to(CONFIGS).as_posix() if path.is_relative_to(CONFIGS) else path.name
-    return name + "".join(f"+{key}={value}" for key, value in split_overrides(overrides))
 
 
 if __name__ == "__main__":

@@ -153,8 +153,9 @@ class TrainingSets:
     """All clips that a training uses.
 
     Attributes:
-        root: data folder. sets: by name, in the order of a batch. hold_out: sets looked at during training, by their name in
-            `data.validation`. absent: sentences on sets that are not on disk and not needed.
+        root: data folder. sets: by name, in the order of a batch.
+        hold_out: sets looked at during training, by their name in `data.validation`.
+        absent: sentences on sets that are not on disk and not needed.
     """
 
     root: Path

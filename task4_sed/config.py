@@ -232,7 +232,7 @@ class RatesConfig:
 
 @dataclass
 class SedConfig:
-    """One row of a results table.
+    """One row of a results table. (A file with the one key `members` is an ensemble of such rows instead.)
 
     Args:
         network: expression that builds the student (`task4_sed.model.build_network`), a `FusionModel`.
@@ -240,9 +240,11 @@ class SedConfig:
         base: config (relative to configs/, no ending) whose run this one starts from, given by --init. `full` takes its
             student and teacher, `frozen` its student's encoder alone; empty = none.
         encoder_weights: name of the registry, or a file; "" = none (random, or from `base`).
-        norm_momentum: share of a batch in the running statistics of the encoder's BatchNorms; 0 = the network's own.
-            Frame-wise MobileNets have 0.01: after a few hundred steps they would still be those of the start.
-        pseudo_labels: needs --pseudo-labels FOLDER.
+        norm_momentum: share of a batch in the running statistics of all BatchNorms; 0 = the network's own. Frame-wise
+            MobileNets have 0.01: after a few hundred steps they would still be those of the start. CRNNs have 0.99: of
+            batches with few clips they would be those of the last few clips.
+        pseudo_labels: configs whose runs predict the pseudo-labels, which are averaged over them; the training command
+            gets them by --pseudo-labels FOLDER. Empty = it learns from none.
         ema_decay: of the teacher.
         train: batch_size is derived: the sum of data.batch · train.accumulate.
     """
@@ -252,7 +254,7 @@ class SedConfig:
     base: str = ""
     encoder_weights: str = ""
     norm_momentum: float = 0.0
-    pseudo_labels: bool = False
+    pseudo_labels: list[str] = field(default_factory=list)
     ema_decay: float = 0.999
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -270,9 +272,9 @@ class SedConfig:
             raise ValueError(f"ema_decay is {self.ema_decay}, expected 0 … 1, without 1.")
         if self.train.ema_decay:
             raise ValueError("train.ema_decay is not used here: the teacher is the average, see ema_decay.")
-        if self.pseudo_labels != (self.loss.pseudo > 0):
-            raise ValueError(f"pseudo_labels is {self.pseudo_labels} and loss.pseudo {self.loss.pseudo}: one needs the "
-                             "other.")  # fmt: skip
+        if bool(self.pseudo_labels) != (self.loss.pseudo > 0):
+            raise ValueError(f"pseudo_labels is {self.pseudo_labels} and loss.pseudo {self.loss.pseudo}: name the "
+                             "configs that predict them and give the loss a weight, or leave both out.")  # fmt: skip
         if self.base and self.encoder_weights:
             raise ValueError(f"base {self.base} and encoder_weights {self.encoder_weights} both give the encoder's "
                              "weights; take one out.")  # fmt: skip
@@ -289,12 +291,15 @@ def config_file(name: str | Path) -> Path:
 def load_config(path: str | Path, overrides: Sequence[str] = (), smoke: bool = False) -> tuple[SedConfig, dict]:
     """Return (config, resolved dict) of a YAML file, or of a name below configs/; `smoke` shrinks it to seconds.
 
-    ConfigError says what is wrong.
+    ConfigError says what is wrong, also that a file is no config of a training but an ensemble (`members`).
     """
     path = config_file(path)
     importable(path.resolve().parent)
     overlays = [CONFIGS / "smoke.yaml"] if smoke else []
     values = merge({"train": {"batch_size": 0}}, read_merged(path, *overlays))
+    if "members" in values:
+        raise ConfigError(f"{path}: an ensemble, which is not trained itself; train its members "
+                          f"({', '.join(map(str, values['members'] or []))}).")  # fmt: skip
     config, resolved = build(SedConfig, values, overrides, where=str(path))
     if config.train.batch_size:
         raise ConfigError(f"{path}: train.batch_size is the sum of data.batch · train.accumulate; take it out.")

@@ -25,7 +25,7 @@ from common.results.records import environment, git_state
 from common.training.distributed import process_rank
 from common.training.energy import measured_energy
 from common.training.loop import Hardware, best_weights, fit
-from common.training.runs import LOG, claim_run, clear_run, read_log, recipe_name
+from common.training.runs import CONFIG, LOG, claim_run, clear_run, read_log, recipe_name
 from task4_sed.batching import TrainingSets, hold_out_loader, open_training_sets, training_loader
 from task4_sed.config import CONFIGS, SedConfig, config_file, load_config
 from task4_sed.data import dataset_name
@@ -37,7 +37,7 @@ from task4_sed.weights import LAST, WEIGHTS, Weights, load_encoder, read_weights
 
 CHECKPOINTS = ("last.ckpt", "best.ckpt")
 TRAINED = (WEIGHTS, LAST, *CHECKPOINTS)
-WRITTEN = (*TRAINED, "config.yaml", LOG, "log", "predictions")
+WRITTEN = (*TRAINED, CONFIG, LOG, "log", "predictions")
 
 
 def build_student(config: SedConfig, seed: int, base: Weights | None, **where) -> FusionModel:
@@ -56,7 +56,7 @@ def build_student(config: SedConfig, seed: int, base: Weights | None, **where) -
     if base is not None:
         start_student(student, base, encoder_alone=config.stage == "frozen")
     if config.norm_momentum:
-        for module in student.encoder.modules():
+        for module in student.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.momentum = config.norm_momentum
     return student.to(memory_format=torch.channels_last)  # small convolutions are a third faster with it
@@ -107,7 +107,7 @@ def read_base(init: Path, config: SedConfig) -> dict:
 
 
 def dataset_card(root: Path, sets: TrainingSets) -> dict:
-    """Return the `dataset` part of the log: name, hashes, clips expected and found of each set, what differs or lacks."""
+    """Return the `dataset` part of the log: name, hashes, clips expected and found of each set, what differs."""
     manifests = {clip_set.manifest.info.name: clip_set.manifest for clip_set in sets.clip_sets}
     return {
         "name": dataset_name(root),
@@ -144,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="auto", help="cpu, gpu or auto")
     parser.add_argument("--devices", type=int, default=1, help="processes per machine")
     parser.add_argument("--nodes", type=int, default=1, help="machines")
-    parser.add_argument("--energy", default="AUT", metavar="COUNTRY", help="ISO code, for CO₂ per kWh; off = not measured")
+    parser.add_argument("--energy", default="AUT", metavar="COUNTRY", help="ISO code, for CO₂ per kWh; off = none")
     parser.add_argument("--download", action="store_true", help="fetch published weights that are not there yet")
     parser.add_argument("--weights-folder", type=Path, default=Path("downloads"), help="where they are kept")
     args, overrides = parser.parse_known_args(argv)
@@ -193,7 +193,8 @@ def require_what_it_names(args: argparse.Namespace, config: SedConfig) -> None:
     """Raise ConfigError where --init or --pseudo-labels is missing, or given to a config that does without."""
     for option, value, needed, what in (
         ("--init", args.init, bool(config.base), f"a run of {config.base}"),
-        ("--pseudo-labels", args.pseudo_labels, config.pseudo_labels, "a folder of predictions"),
+        ("--pseudo-labels", args.pseudo_labels, bool(config.pseudo_labels),
+         f"a folder of predictions, of {', '.join(config.pseudo_labels)} or published"),
     ):
         if needed != bool(value):
             key = "base" if option == "--init" else "pseudo_labels"

@@ -1,7 +1,7 @@
 """Run folders and configs by name: what the training commands of all tasks do alike.
 
-A run folder holds config.yaml (what it was trained with), last.ckpt while it trains, weights.pt and train.json (its log)
-when it is done.
+A run folder holds config.yaml (what it was trained with), last.ckpt while it trains, weights.pt and train.json (its
+log) when it is done.
 """
 
 import json
@@ -11,9 +11,8 @@ from pathlib import Path
 
 from common.config import ConfigError, dump_yaml, split_overrides
 from common.files import write_text
-from common.training.distributed import process_rank
 
-CONFIG, LOG = "config.yaml", "train.json"
+CONFIG, LOG, WEIGHTS = "config.yaml", "train.json", "weights.pt"
 
 
 def config_file(configs: Path, name: str | Path) -> Path:
@@ -49,13 +48,15 @@ def claim_run(run: Path, resolved: dict, where: dict, trained: Sequence[str]) ->
     Raises:
         ConfigError: the folder holds another run.
     """
+    from common.training.distributed import process_rank  # imports slowly; reading names and logs must stay quick
+
     known = run / CONFIG
     content = dump_yaml({"config": resolved, "run": where})
     used = any((run / part).exists() for part in trained)
     if used and known.is_file() and known.read_text(encoding="utf-8") != content:
         raise ConfigError(
             f"{run}: holds a run of another config, seed, initial weights or data (see {known.name} there); give "
-            "another --run, or --force to start over."
+            "another folder (--run, or --out of run.sh), or --force to start over."
         )
     if process_rank() == 0:
         write_text(known, content)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from common.config import read_merged, read_yaml
+from common.training.runs import recipe_name
 from task1_asc.config import CONFIGS, load_config
-from task1_asc.train import recipe_name
 
 FILES = sorted(path for path in CONFIGS.rglob("*.yaml") if path.name != "smoke.yaml")
 NAMES = [path.relative_to(CONFIGS).with_suffix("").as_posix() for path in FILES]
@@ -52,7 +52,7 @@ def test_command_in_the_header_names_this_config(path):
         assert "--data" not in command  # the built-in data are the default
     else:
         assert name == "dcase2025/device_specific"  # the default config
-    assert recipe_name(path, []) == name
+    assert recipe_name(CONFIGS, path, []) == name
 
 
 def test_expected_score_is_the_published_one(path):
@@ -60,7 +60,7 @@ def test_expected_score_is_the_published_one(path):
     stated = re.search(r"expected macro accuracy ([\d.]+) ± ([\d.]+) % \(mean of (\d+) runs\)", first)
     with open(PUBLISHED, encoding="utf-8") as file:
         rows = {row["system"]: row for row in csv.DictReader(file) if row["metric"] == "macro_accuracy"}
-    row = rows.get(recipe_name(path, []))
+    row = rows.get(recipe_name(CONFIGS, path, []))
     if stated is None:
         assert row is None and ("no published row" in first or "nothing published" in first)
     else:
@@ -101,6 +101,6 @@ def test_smoke_file_says_only_what_shrinks():
 
 def test_overrides_are_part_of_the_recipe_name_however_they_are_written():
     spaced, joined = ["--optim.lr", "0.1", "--data.subset", "5"], ["--optim.lr=0.1", "--data.subset=5"]
-    assert recipe_name(GENERAL, spaced) == "dcase2025/general+optim.lr=0.1+data.subset=5"
-    assert recipe_name(GENERAL, spaced) == recipe_name(GENERAL, joined)
-    assert recipe_name(Path("/somewhere/mine.yaml"), []) == "mine"
+    assert recipe_name(CONFIGS, GENERAL, spaced) == "dcase2025/general+optim.lr=0.1+data.subset=5"
+    assert recipe_name(CONFIGS, GENERAL, spaced) == recipe_name(CONFIGS, GENERAL, joined)
+    assert recipe_name(CONFIGS, Path("/somewhere/mine.yaml"), []) == "mine"

@@ -82,7 +82,7 @@ def test_a_batch_holds_so_many_clips_of_each_set_one_set_after_the_other(root):
 
 
 def test_an_epoch_ends_with_the_set_that_is_used_up_first(root):
-    """Six clips of strong: two a batch are three batches; MAESTRO's nine would give three, weak's five would give five."""
+    """Six clips of strong, two a batch: three batches. MAESTRO's nine would give three too, weak's five five."""
     found = batches(root)
     assert len(found) == 3
     seen = [level for batch in found for level in levels(batch["waveform"])]
@@ -102,12 +102,13 @@ def test_epochs_differ_and_repeat_by_seed_alone(root):
 
 def test_every_set_is_shuffled_by_itself():
     alone, together = (
-        list(MixedBatchSampler({name: 9 for name in sizes}, sizes, seed=5))
+        list(MixedBatchSampler(dict.fromkeys(sizes, 9), sizes, seed=5))
         for sizes in ({"weak": 2}, {"maestro": 1, "weak": 2})
     )
     for one, other in zip(alone, together, strict=False):
         assert (one[2]["weak"] == other[2]["weak"]).all()
-    orders = next(iter(MixedBatchSampler({name: 50 for name in SETS}, {name: 50 for name in SETS}, seed=5)))[2]
+    all_of_them = dict.fromkeys(SETS, 50)
+    orders = next(iter(MixedBatchSampler(all_of_them, all_of_them, seed=5)))[2]
     assert len({tuple(order) for order in orders.values()}) == len(SETS)
 
 
@@ -253,17 +254,13 @@ def predict(root, folder, sets, without=()):
 
 def test_pseudo_labels_follow_their_clips_by_name(root, tmp_path):
     folder = predict(root, tmp_path, opened(root)[0])
-    for p in (0.0, 1.0):
-        (batch, *_) = batches(root, config_of(wave_mix_p=p), pseudo_labels=folder)
-        assert batch["pseudo"].shape == batch["targets"].shape
-        if p == 0:
-            numbers = [round(1000 * level) % 100 for level in levels(batch["waveform"])][3:]
-            expected = torch.tensor(numbers, dtype=torch.float32).sigmoid()
-            torch.testing.assert_close(batch["pseudo"][3:, 0, 0], expected)
-        else:
-            assert not torch.equal(batch["pseudo"][:7], first), "mixed like the labels"
-            assert torch.equal(batch["pseudo"][7:], first_rest)
-        first, first_rest = batch["pseudo"][:7], batch["pseudo"][7:]
+    plain, mixed = (batches(root, config_of(wave_mix_p=p), pseudo_labels=folder)[0] for p in (0.0, 1.0))
+    assert plain["pseudo"].shape == mixed["pseudo"].shape == plain["targets"].shape
+    numbers = [round(1000 * level) % 100 for level in levels(plain["waveform"])][3:]
+    expected = torch.tensor(numbers, dtype=torch.float32).sigmoid()
+    torch.testing.assert_close(plain["pseudo"][3:, 0, 0], expected)
+    assert not torch.equal(mixed["pseudo"][:7], plain["pseudo"][:7]), "mixed like the labels"
+    assert torch.equal(mixed["pseudo"][7:], plain["pseudo"][7:]), "weak and unlabeled clips are not"
 
 
 def test_missing_pseudo_labels_are_named(root, tmp_path):
@@ -272,7 +269,7 @@ def test_missing_pseudo_labels_are_named(root, tmp_path):
     with pytest.raises(DataError, match=r"lacks .* clips \(strong3"):
         open_training_sets(root, config_of().data, root / "cache", folder)
     (folder / "unlabeled_train.hdf5").unlink()
-    with pytest.raises(DataError, match="no pseudo-labels for unlabeled_train"):
+    with pytest.raises(DataError, match="no pseudo-labels of unlabeled_train"):
         open_training_sets(root, config_of({"unlabeled": 1}).data, root / "cache", folder)
 
 

@@ -10,7 +10,8 @@ from tests.task4_sed.conftest import RATE, write_table
 CLIP_S = 1.0
 TRAIN = "dcase_synth/audio/train/synthetic21_train/soundscapes_16k"
 VALIDATION = "audio/validation/synthetic21_validation/soundscapes_16k"
-LEVELS = {"synth": 0.1, "strong": 0.2, "weak": 0.3, "unlabeled": 0.4, "val": 0.5, "maestro": 0.6}  # what clips start with
+# What clips start with.
+LEVELS = {"synth": 0.1, "strong": 0.2, "weak": 0.3, "unlabeled": 0.4, "val": 0.5, "maestro": 0.6}
 
 
 def write_sets(root: Path, duration_s: float = CLIP_S, n_clips: int = 6) -> Path:
@@ -37,7 +38,8 @@ def write_sets(root: Path, duration_s: float = CLIP_S, n_clips: int = 6) -> Path
     validation = root / "dcase_synth/metadata/validation/synthetic21_validation"
     write_table(validation / "soundscapes.tsv", strong, events["val"])
     write_table(validation / "durations.tsv", "filename duration", [(row[0], duration_s) for row in events["val"]])
-    write_table(root / "metadata/train/audioset_strong.tsv", strong, [*events["strong"], ("strong_empty.wav", "", "", "")])
+    empty = ("strong_empty.wav", "", "", "")
+    write_table(root / "metadata/train/audioset_strong.tsv", strong, [*events["strong"], empty])
     write_clip(root / folders["strong"] / "strong_empty.wav", 0.9, duration_s, 100, rng)
     write_table(root / "metadata/train/weak.tsv", "filename event_labels", [(row[0], row[3]) for row in events["weak"]])
     write_maestro(root, duration_s, rng)
