@@ -1,6 +1,9 @@
 """Submissions: built from little prediction files, read again and scored again, refused when something is wrong."""
 
+import contextlib
+import io
 import json
+import shutil
 import zipfile
 
 import numpy as np
@@ -31,14 +34,46 @@ FILLED = {
 }  # fmt: skip
 
 
+OUTPUT = f"task4/{NAME}_1/{NAME}_1_run1.output"
+META_FILE = f"task4/{NAME}_1/{NAME}_1.meta.yaml"
+DEVTEST_ALONE = ["--split", "devtest"]
+
+
+def write_unsure_run(folder, seed=0, **about):
+    """A run that takes some sounds for others, for a second or for a frame."""
+    write_run(folder, seed=seed, **about)
+    rng = np.random.default_rng(seed)
+    for path in sorted((folder / "predictions").glob("*.hdf5")):
+        file = PredictionFile(path)
+        slow = np.repeat(rng.normal(0, 4, (len(file), 12, len(CLASSES))), 13, axis=1)
+        logits = file.logits() + slow + rng.normal(0, 0.3, file.logits().shape)
+        write_predictions(path, file.filenames, [logits.astype(np.float32)], file.about)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return write_data(tmp_path_factory.mktemp("data"))
+
+
 @pytest.fixture
-def root(tmp_path):
+def own_root(tmp_path):
     return write_data(tmp_path / "data")
 
 
 @pytest.fixture
 def run(tmp_path):
-    return write_run(tmp_path / "run", noise=2.0)
+    return write_unsure_run(tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def built(root, tmp_path_factory):
+    """A package, its systems and what was said."""
+    folder = tmp_path_factory.mktemp("built")
+    run = write_unsure_run(folder / "run", seed=6)
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        archive = build(root, folder / "out", run)
+    return archive, systems_of(root, run), said.getvalue()
 
 
 def build(root, out, *runs, more=(), name=NAME):
@@ -70,41 +105,45 @@ def rewritten(archive, change):
 # ---- what is in the package ----
 
 
-def test_package_holds_all_classes_of_all_clips_behind_both_ways(root, run, tmp_path, capsys):
-    before = set(tmp_path.rglob("*"))
-    archive = build(root, tmp_path / "out", run)
+def test_package_holds_all_classes_of_all_clips_behind_both_ways(built, tmp_path):
+    archive, systems, said = built
     with zipfile.ZipFile(archive) as file:
         names = set(file.namelist())
-        file.extractall(tmp_path / "unpacked")
+        file.extractall(tmp_path)
     outputs = (f"{NAME}_1_run1.output", f"{NAME}_1_run1_unprocessed.output")
-    clips = [*DEVTEST, *MAESTRO]
-    expected = {f"task4/{NAME}_1/{output}/{clip}.tsv" for output in outputs for clip in clips}
-    assert names == expected | {f"task4/{NAME}_1/{NAME}_1.meta.yaml"}
-    tables = read_score_folder(tmp_path / f"unpacked/task4/{NAME}_1/{outputs[1]}")
+    expected = {f"task4/{NAME}_1/{output}/{clip}.tsv" for output in outputs for clip in [*DEVTEST, *MAESTRO]}
+    assert names == expected | {META_FILE}
+    tables = read_score_folder(tmp_path / f"task4/{NAME}_1/{outputs[1]}")
     assert list(tables["a"].columns) == ["onset", "offset", *CLASSES] and len(tables["a"]) == 156
-    predicted = PredictionFile(run / "predictions/devtest.hdf5").targets(["c"])[0]
+    predicted = PredictionFile(systems[0].runs[0].path / "predictions/devtest.hdf5").targets(["c"])[0]
     assert np.array_equal(tables["c"].to_numpy()[:, 2:].astype(np.float32), predicted)  # 9 digits keep a float32
-    filtered = read_score_folder(tmp_path / f"unpacked/task4/{NAME}_1/{outputs[0]}")
-    assert filtered["c"]["Cat"].diff().abs().sum() < tables["c"]["Cat"].diff().abs().sum() / 2
-    written = set(tmp_path.rglob("*")) - before
-    assert all((tmp_path / "out") in [path, *path.parents] for path in written if "unpacked" not in path.parts)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [NAME, f"{NAME}.zip", "meta.yaml"]
-    said = capsys.readouterr().out
+    filtered = read_score_folder(tmp_path / f"task4/{NAME}_1/{outputs[0]}")
+    assert filtered["c"]["Cat"].diff().abs().sum() < tables["c"]["Cat"].diff().abs().sum()
     assert "median filter, one window per class" in said and f"all checks passed: {archive}" in said
-    assert "the challenge wants eval24" in said and "no technical report" in said
+    assert "the challenge wants eval24" in said and "no technical report" in said and "has 1 run:" in said
 
 
-def test_package_scores_what_records_say(root, run, tmp_path, capsys):
-    words = ["score", "--run", run, "--data", root, "--results", tmp_path / "results", "--bootstrap", 0]
+def test_nothing_is_written_outside_the_folder_given(root, run, tmp_path, built):
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    build(root, tmp_path / "out", run, more=DEVTEST_ALONE)
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "run"]
+    for out in (tmp_path / "out", built[0].parent):
+        assert sorted(path.name for path in out.iterdir()) == [NAME, f"{NAME}.zip", "meta.yaml"]
+
+
+def test_package_scores_what_records_say(root, built, tmp_path):
+    archive, systems, _ = built
+    run = systems[0].runs[0].path
+    words = ["score", "--run", run, "--data", root, "--results", tmp_path, "--bootstrap", 0]
     evaluate_main([str(word) for word in words])
-    records = [json.loads(path.read_text()) for path in (tmp_path / "results").iterdir()]
+    records = [json.loads(path.read_text()) for path in tmp_path.iterdir()]
     recorded = {record["split"]: record["metrics"] for record in records}
-    archive = build(root, tmp_path / "out", run)
-    scored = {(own.name, own.post): own for own in check_package(archive, systems_of(root, run))}
+    scored = {(own.name, own.post): own for own in check_package(archive, systems)}
     assert len(scored) == 4
     for name, metric in (("devtest", "psds1"), ("maestro_real_dev", "mpauc")):
         found = {"median": recorded[name][metric], "raw": recorded[name]["raw"][metric]}
-        assert 0 < found["raw"] < found["median"] < 1
+        assert 0 < found["raw"] < 1 and 0 < found["median"] < 1 and found["raw"] != found["median"]
         for post, value in found.items():
             assert scored[name, post].packed == pytest.approx(value, abs=1e-6)
             assert scored[name, post].predicted == pytest.approx(value, abs=1e-12)
@@ -130,9 +169,9 @@ def test_boxes_beside_the_predictions_are_the_post_processing(root, run, tmp_pat
 
 
 def test_runs_of_a_recipe_are_a_system_and_results_their_mean(root, tmp_path, capsys):
-    runs = [write_run(tmp_path / f"a{seed}", noise=2.0 + seed, seed=seed) for seed in range(4)]
+    runs = [write_unsure_run(tmp_path / f"a{seed}", seed=seed) for seed in (0, 1, 6, 3)]
     other = write_run(tmp_path / "b", recipe="little/two")
-    archive = build(root, tmp_path / "out", *runs, other, more=["--split", "devtest"])
+    archive = build(root, tmp_path / "out", *runs, other, more=DEVTEST_ALONE)
     with zipfile.ZipFile(archive) as file:
         folders = {name.split("/")[2] for name in file.namelist() if name.endswith(".tsv")}
     expected = {f"{NAME}_1_run{k}{end}.output" for k in (1, 2, 3) for end in ("", "_unprocessed")}
@@ -144,15 +183,16 @@ def test_runs_of_a_recipe_are_a_system_and_results_their_mean(root, tmp_path, ca
     assert f"{NAME}_1 has 4 runs: the first 3 are packed" in said and f"{NAME}_2 has 1 run:" in said
 
 
-def test_evaluation_set_without_labels_is_packed_where_it_was_predicted(root, run, tmp_path, capsys):
+def test_evaluation_set_without_labels_is_packed_where_it_was_predicted(own_root, run, tmp_path, capsys):
     clips = {f"eval_{k}": [] for k in range(3)}
-    write_table(root / "eval/eval24/eval24_durations.tsv", "filename duration", [(f"{clip}.wav", 10) for clip in clips])
+    durations = [(f"{clip}.wav", 10) for clip in clips]
+    write_table(own_root / "eval/eval24/eval24_durations.tsv", "filename duration", durations)
     about = {"recipe": "little/one", "seed": 0}
     write_predictions(run / "predictions/eval24.hdf5", list(clips), [logits_of(clips)], about)
-    archive = build(root, tmp_path / "out", run)
+    archive = build(own_root, tmp_path / "out", run)
     with zipfile.ZipFile(archive) as file:
         assert sum(name.endswith(".tsv") for name in file.namelist()) == 2 * len(clips)
-    assert check_package(archive, systems_of(root, run, sets=["eval24"])) == []
+    assert check_package(archive, systems_of(own_root, run, sets=["eval24"])) == []
     assert 0 < meta_of(archive)["results"]["devtest"]["desed"]["PSDS1"] < 1
     said = capsys.readouterr().out
     assert "the package holds 3 clips; the challenge's eval24 has 2200" in said
@@ -160,9 +200,9 @@ def test_evaluation_set_without_labels_is_packed_where_it_was_predicted(root, ru
 
 
 def test_equal_runs_give_equal_bytes(root, run, tmp_path):
-    archives = [build(root, tmp_path / out, run, more=["--split", "devtest"]) for out in ("one", "two")]
+    archives = [build(root, tmp_path / out, run, more=DEVTEST_ALONE) for out in ("one", "two")]
     assert archives[0].read_bytes() == archives[1].read_bytes()
-    build(root, tmp_path / "one", run, more=["--check-only", "--split", "devtest"])
+    build(root, tmp_path / "one", run, more=["--check-only", *DEVTEST_ALONE])
 
 
 # ---- tampering ----
@@ -189,10 +229,6 @@ def shorter(files):
     files[name] = "\n".join(files[name].splitlines()[:100]) + "\n"
 
 
-OUTPUT = f"task4/{NAME}_1/{NAME}_1_run1.output"
-META_FILE = f"task4/{NAME}_1/{NAME}_1.meta.yaml"
-
-
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -212,48 +248,46 @@ META_FILE = f"task4/{NAME}_1/{NAME}_1.meta.yaml"
         (lambda files: files.update({f"task4/{NAME}_9/x.tsv": ""}), f"1 systems too many: {NAME}_9"),
     ],
 )  # fmt: skip
-def test_tampering_with_the_zip_is_found(root, run, tmp_path, change, message):
-    archive = build(root, tmp_path / "out", run)
+def test_tampering_with_the_zip_is_found(built, tmp_path, change, message):
+    archive = shutil.copy(built[0], tmp_path / "package.zip")
     rewritten(archive, change)
-    with pytest.raises(SystemExit, match=message):
-        build(root, tmp_path / "out", run, more=["--check-only"])
-    assert not [path for path in archive.parent.iterdir() if path.name.startswith(".")]
+    with pytest.raises(SubmissionError, match=message) as raised:
+        check_package(archive, built[1])
+    assert str(tmp_path) not in str(raised.value)
+    assert list(tmp_path.iterdir()) == [archive]
 
 
 def test_scores_of_other_predictions_and_broken_zips_are_found(root, run, tmp_path):
-    archive = build(root, tmp_path / "out", run)
-    write_run(run, noise=2.0, seed=5)
+    check = [*DEVTEST_ALONE, "--check-only"]
+    archive = build(root, tmp_path / "out", run, more=DEVTEST_ALONE)
+    write_unsure_run(run, seed=5)
     with pytest.raises(SystemExit, match="off the predictions"):
-        build(root, tmp_path / "out", run, more=["--check-only"])
+        build(root, tmp_path / "out", run, more=check)
     archive.write_bytes(archive.read_bytes()[:1000])
     with pytest.raises(SystemExit, match="cannot be unpacked"):
-        build(root, tmp_path / "out", run, more=["--check-only"])
+        build(root, tmp_path / "out", run, more=check)
     archive.unlink()
     with pytest.raises(SystemExit, match="no package to check"):
-        build(root, tmp_path / "out", run, more=["--check-only"])
+        build(root, tmp_path / "out", run, more=check)
 
 
-def test_a_score_that_differs_from_the_predictions_is_found(root, run, tmp_path, monkeypatch):
-    system = systems_of(root, run)
-    archive = build(root, tmp_path / "out", run)
-    monkeypatch.setattr(submit_check, "predicted_value", lambda *_: 0.123)
-    with pytest.raises(SubmissionError, match="PSDS1 of devtest is 0.* from the package and 0.1230000 from"):
-        check_package(archive, system)
+def test_a_score_that_differs_from_the_predictions_is_found(root, built, monkeypatch):
+    archive, systems, _ = built
+    monkeypatch.setattr(submit_check.Run, "predicted", lambda *_: 0.123)
+    with pytest.raises(SubmissionError, match=r"PSDS1 of devtest is 0\.\d+ from the package and 0\.1230000 from"):
+        check_package(archive, systems)
 
 
 def test_a_package_that_fails_its_check_leaves_no_zip(root, run, tmp_path, monkeypatch):
-    build(root, tmp_path / "out", run)
+    build(root, tmp_path / "out", run, more=DEVTEST_ALONE)
 
-    written = []
-
-    def wrong(*args):
-        written.append(args)
-        raise SubmissionError("wrong")
+    def wrong(*_):
+        raise SubmissionError("something is wrong")
 
     monkeypatch.setattr(submit, "check_package", wrong)
-    with pytest.raises(SystemExit, match="wrong"):
-        build(root, tmp_path / "out", run)
-    assert written and sorted(path.name for path in (tmp_path / "out").iterdir()) == [NAME, "meta.yaml"]
+    with pytest.raises(SystemExit, match="something is wrong"):
+        build(root, tmp_path / "out", run, more=DEVTEST_ALONE)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [NAME, "meta.yaml"]
 
 
 # ---- meta files ----
@@ -280,7 +314,7 @@ def test_names_and_authors_that_the_challenge_refuses_are_said(root, tmp_path, c
     run = write_run(tmp_path / "run", recipe="dcase2024/baseline")
     second = {"submission": {"abbreviation": "eleven_characters", "authors": [AUTHOR, AUTHOR]}}
     (tmp_path / "meta.yaml").write_text(yaml.safe_dump(FILLED | second))
-    build(root, tmp_path / "out", run, more=["--meta", tmp_path / "meta.yaml", "--split", "devtest"])
+    build(root, tmp_path / "out", run, more=["--meta", tmp_path / "meta.yaml", *DEVTEST_ALONE])
     said = capsys.readouterr().out
     assert "submission.name says 'baseline'" in said and "more than 10 characters" in said
     assert "2 authors are corresponding" in said and not (tmp_path / "out/meta.yaml").exists()
@@ -295,7 +329,7 @@ def test_meta_file_of_another_kind_is_refused(root, run, tmp_path):
                           ("submission: {authors: me}", "submission.authors is 'me'")):  # fmt: skip
         meta.write_text(text)
         with pytest.raises(SystemExit, match=message):
-            build(root, tmp_path / "out", run, more=["--meta", meta, "--split", "devtest"])
+            build(root, tmp_path / "out", run, more=["--meta", meta, *DEVTEST_ALONE])
 
 
 def write_log(run, recipe, seed, kwh):
@@ -310,7 +344,7 @@ def test_energy_is_that_of_training_and_prediction(root, run, tmp_path):
     write_run(run, weights={"given": False, "sha256": None})
     write_log(run, "little/one", 0, 2.0)
     (run / "predictions/energy.json").write_text('{"energy_kwh": 0.25, "sets": ["devtest", "synth_val"]}')
-    archive = build(root, tmp_path / "out", run, more=["--split", "devtest"])
+    archive = build(root, tmp_path / "out", run, more=DEVTEST_ALONE)
     system = meta_of(archive)["system"]
     assert system["energy"]["training_kwh"] == 2.0 and system["energy"]["test_kwh"] == 0.25
     assert system["energy"]["test_sets"] == "devtest, synth_val"
@@ -329,18 +363,18 @@ def test_an_ensemble_took_the_energy_of_all_trainings_named(root, tmp_path):
         write_log(folder, "little/two" if k < 2 else "little/first_stage", k, 1.0 + k)
         (folder / "predictions").mkdir()
         (folder / "predictions/energy.json").write_text(json.dumps({"energy_kwh": 0.1, "sets": ["devtest"]}))
-    more = ["--split", "devtest", "--trained", *trained]
+    more = [*DEVTEST_ALONE, "--trained", *trained]
     system = meta_of(build(root, tmp_path / "out", whole, more=more))["system"]
     assert system["energy"]["training_kwh"] == 6.0 and system["energy"]["test_kwh"] == pytest.approx(0.2)
     assert system["description"]["ensemble_method_subsystem_count"] == 2
-    system = meta_of(build(root, tmp_path / "out", whole, more=["--split", "devtest"]))["system"]
+    system = meta_of(build(root, tmp_path / "out", whole, more=DEVTEST_ALONE))["system"]
     assert system["energy"]["training_kwh"] is None and system["energy"]["test_kwh"] is None
 
 
 def test_report_goes_beside_the_systems(root, run, tmp_path):
     report = tmp_path / "paper.pdf"
     report.write_bytes(b"%PDF-1.7 and more")
-    archive = build(root, tmp_path / "out", run, more=["--report", report, "--split", "devtest"])
+    archive = build(root, tmp_path / "out", run, more=["--report", report, *DEVTEST_ALONE])
     with zipfile.ZipFile(archive) as file:
         assert file.read(f"task4/{NAME}.technical_report.pdf") == report.read_bytes()
     report.write_text("text")
@@ -351,11 +385,18 @@ def test_report_goes_beside_the_systems(root, run, tmp_path):
 # ---- what cannot be submitted ----
 
 
-def test_clips_that_were_not_predicted_are_named(root, run, tmp_path):
+def write_fewer(folder, clips):
+    write_predictions(folder / "predictions/devtest.hdf5", list(clips), [logits_of(clips)], {"smoke": True})
+    return folder
+
+
+def test_clips_that_were_not_predicted_are_named(root, run, tmp_path, capsys):
     fewer = {clip: events for clip, events in DEVTEST.items() if clip != "e"}
     write_predictions(run / "predictions/devtest.hdf5", list(fewer), [logits_of(fewer)], {"recipe": "x"})
     with pytest.raises(SystemExit, match="devtest.hdf5: 1 of 5 clips have no predictions: e; predict again"):
         build(root, tmp_path / "out", run)
+    build(root, tmp_path / "smoke", write_fewer(tmp_path / "few", fewer), more=DEVTEST_ALONE)
+    assert "was trained by a smoke run" in capsys.readouterr().out
     more = DEVTEST | {"z": []}
     write_predictions(run / "predictions/devtest.hdf5", list(more), [logits_of(more)], {"recipe": "x"})
     with pytest.raises(SystemExit, match="1 clips are not of this set: z"):
@@ -367,11 +408,11 @@ def test_clips_that_were_not_predicted_are_named(root, run, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_clips_that_are_longer_than_the_scores_are_refused(root, run, tmp_path):
+def test_clips_that_are_longer_than_the_scores_are_refused(own_root, run, tmp_path):
     rows = [(f"{clip}.wav", 12.5 if clip == "d" else 10.0) for clip in DEVTEST]
-    write_table(root / "metadata/validation/validation_durations.tsv", "filename duration", rows)
+    write_table(own_root / "metadata/validation/validation_durations.tsv", "filename duration", rows)
     with pytest.raises(SystemExit, match="d.tsv: scores from 0 to 9.984 s for a clip of 12.5 s"):
-        build(root, tmp_path / "out", run)
+        build(own_root, tmp_path / "out", run)
     assert not (tmp_path / f"out/{NAME}.zip").exists()
 
 
