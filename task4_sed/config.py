@@ -239,6 +239,7 @@ class SedConfig:
         stage: `frozen`: the encoder stays as it is, is held once and run once a batch. `full`: everything trains.
         base: config (relative to configs/, no ending) whose run this one starts from, given by --init. `full` takes its
             student and teacher, `frozen` its student's encoder alone; empty = none.
+        crnn_from_base: `frozen` takes the CRNN of `base` too (published: a new one), where training is short.
         encoder_weights: name of the registry, or a file; "" = none (random, or from `base`).
         norm_momentum: share of a batch in the running statistics of all BatchNorms; 0 = the network's own. Frame-wise
             MobileNets have 0.01: after a few hundred steps they would still be those of the start. CRNNs have 0.99: of
@@ -252,6 +253,7 @@ class SedConfig:
     network: str = DEFAULT_NETWORK
     stage: str = "frozen"
     base: str = ""
+    crnn_from_base: bool = False
     encoder_weights: str = ""
     norm_momentum: float = 0.0
     pseudo_labels: list[str] = field(default_factory=list)
@@ -275,6 +277,8 @@ class SedConfig:
         if bool(self.pseudo_labels) != (self.loss.pseudo > 0):
             raise ValueError(f"pseudo_labels is {self.pseudo_labels} and loss.pseudo {self.loss.pseudo}: name the "
                              "configs that predict them and give the loss a weight, or leave both out.")  # fmt: skip
+        if self.crnn_from_base and not (self.base and self.stage == "frozen"):
+            raise ValueError("crnn_from_base needs `base` and stage=frozen (stage=full starts from all of `base`).")
         if self.base and self.encoder_weights:
             raise ValueError(f"base {self.base} and encoder_weights {self.encoder_weights} both give the encoder's "
                              "weights; take one out.")  # fmt: skip

@@ -54,7 +54,7 @@ def build_student(config: SedConfig, seed: int, base: Weights | None, **where) -
     if config.encoder_weights:
         print(f"{config.encoder_weights}: {load_encoder(student, config.encoder_weights, **where).text()}", flush=True)
     if base is not None:
-        start_student(student, base, encoder_alone=config.stage == "frozen")
+        start_student(student, base, encoder_alone=config.stage == "frozen" and not config.crnn_from_base)
     if config.norm_momentum:
         for module in student.modules():
             if isinstance(module, nn.BatchNorm2d):
