@@ -100,10 +100,20 @@ def fit(
             module.after_epoch = EpochLines()
         checkpoint = run / "last.ckpt"
         resume = checkpoint if checkpoint.is_file() else None
-        if resume and trainer.is_global_zero:
-            print(f"going on from {resume}", flush=True)
+        if resume:
+            # Lightning tells samplers the epoch only after workers have begun to read ahead.
+            set_epoch(train_loader, torch.load(resume, map_location="cpu", weights_only=True)["epoch"] + 1)
+            if trainer.is_global_zero:
+                print(f"going on from {resume}", flush=True)
         trainer.fit(module, train_loader, holdout_loader, ckpt_path=resume, weights_only=True)
     return module.history
+
+
+def set_epoch(loader: DataLoader, epoch: int) -> None:
+    """Tell the loader's sampler which epoch (from 0) is read next."""
+    for sampler in (loader.sampler, getattr(loader.batch_sampler, "sampler", None)):
+        if hasattr(sampler, "set_epoch"):
+            sampler.set_epoch(epoch)
 
 
 def best_weights(run: Path) -> dict[str, Tensor] | None:
