@@ -3,10 +3,12 @@
 Flow: trained system → **weights.pt** {"student", "teacher"} → next stage, predictions.
 
 "student" is the state dict of the whole student. "teacher" holds what the teacher does not share with it: in stage
-`frozen` no encoder. `student | teacher` is a whole teacher.
+`frozen` no encoder. `student | teacher` is a whole teacher. "settings" holds the dropouts and the layerdrop that a
+published encoder brought (BEATs): stage 2 trains with them, and no config names them.
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -16,16 +18,18 @@ from common.config import ConfigError
 from common.files import write_atomically
 from common.nn.encoders import Encoder
 from common.nn.weights import LoadReport, WeightsError, load_state_dict_file, load_weights
+from common.training.runs import WEIGHTS
 from task4_sed.mean_teacher import MeanTeacher
 from task4_sed.models.fusion import FusionModel
 
 Weights = dict[str, dict[str, Tensor]]
-WEIGHTS, LAST = "weights.pt", "weights_last.pt"
+LAST, SETTINGS = "weights_last.pt", "settings"
 
 
 def save_weights(path: str | Path, student: FusionModel, teacher: MeanTeacher) -> None:
     """Write the weights of both networks."""
     state = {"student": student.state_dict(), "teacher": teacher.own_weights()}
+    state[SETTINGS] = {name: torch.tensor(value) for name, value in _settings(student).items()}
     write_atomically(path, lambda temporary: torch.save(state, temporary))
 
 
@@ -38,7 +42,10 @@ def read_weights(run: Path) -> Weights:
     path = run / WEIGHTS if run.is_dir() else run
     if not path.is_file():
         raise WeightsError(f"{run}: holds no {WEIGHTS}; train that config first, or give another run (--init RUN).")
-    return {name: load_state_dict_file(path, name) for name in ("student", "teacher")}
+    weights = {name: load_state_dict_file(path, name) for name in ("student", "teacher")}
+    with suppress(WeightsError):  # most encoders have none
+        weights[SETTINGS] = load_state_dict_file(path, SETTINGS)
+    return weights
 
 
 def start_student(student: FusionModel, base: Weights, encoder_alone: bool) -> None:
@@ -61,6 +68,13 @@ def start_student(student: FusionModel, base: Weights, encoder_alone: bool) -> N
             f"such as {prefix}{differing[0]}; set the same `network` in both configs."
         )
     target.load_state_dict(state)
+    if base.get(SETTINGS) and hasattr(student.encoder.network, "use_settings"):
+        student.encoder.network.use_settings({name: float(value) for name, value in base[SETTINGS].items()})
+
+
+def _settings(student: FusionModel) -> dict[str, float]:
+    network = student.encoder.network
+    return network.settings() if hasattr(network, "settings") else {}
 
 
 _NONE = torch.empty(0, 0, 0, 0, 0, 0)  # has a shape that no entry has

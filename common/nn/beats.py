@@ -118,6 +118,12 @@ class Beats(nn.Module):
                 return f"{name} is {rate} in the file, but has to be 0 up to 1"
         return ""
 
+    def settings(self) -> dict[str, float]:
+        """Return the rates that training uses, as `use_settings` takes them."""
+        layer = self.encoder.layers[0]
+        rates = (self.encoder.dropout.p, layer.self_attn.dropout, layer.activation_dropout.p, self.input_dropout.p)
+        return dict(zip(RATES, (*rates, self.encoder.layerdrop), strict=True))
+
     def use_settings(self, settings: Mapping) -> str:
         """Take over the dropouts and the layerdrop of a published file; return what was taken.
 

@@ -46,6 +46,7 @@ class WholeBatchNorm2d(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or world_size() == 1:
             return super().forward(x)
+        given, x = x, x if x.dtype == torch.float64 else x.float()  # sums of bfloat16 would be too coarse
         axes = (0, 2, 3)
         count = x.new_tensor([x.numel() / x.shape[1]])
         sums = torch.cat([x.sum(axes), count])
@@ -63,7 +64,7 @@ class WholeBatchNorm2d(nn.BatchNorm2d):
         if self.affine:
             scale = scale * self.weight
         out = centred * scale[:, None, None]
-        return out + self.bias[:, None, None] if self.affine else out
+        return (out + self.bias[:, None, None] if self.affine else out).to(given.dtype)
 
 
 class WholeBatchSync(LayerSync):

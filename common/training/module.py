@@ -129,15 +129,18 @@ class TrainingSystem(nn.Module, ABC):
 
 @dataclass
 class Totals:
-    """Sums and counts by name: averages over clips, not over batches (the last batch is smaller)."""
+    """Sums and counts by name: averages over clips, not over batches (the last batch is smaller).
+
+    A term that only some batches have is averaged over their clips.
+    """
 
     sums: dict[str, Tensor] = field(default_factory=dict)
-    count: float = 0
+    counts: dict[str, float] = field(default_factory=dict)
 
     def add(self, values: dict[str, Tensor], count: float) -> None:
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0) + value.detach().double()
-        self.count += count
+            self.counts[name] = self.counts.get(name, 0) + count
 
 
 class TrainingModule(lightning.LightningModule):
@@ -226,17 +229,17 @@ class TrainingModule(lightning.LightningModule):
             return {}
         names = sorted(totals.sums)
         values = torch.stack([totals.sums[name].to(self.device).float() for name in names])
-        count = torch.tensor(float(totals.count), device=self.device)
+        counts = torch.tensor([float(totals.counts[name]) for name in names], device=self.device)
         if world_size() > 1:
             torch.distributed.all_reduce(values)
             if add_counts:
-                torch.distributed.all_reduce(count)
+                torch.distributed.all_reduce(counts)
         if not torch.isfinite(values).all():
             raise FloatingPointError(
                 f"epoch {self.current_epoch + 1}: the loss is not finite; lower optim.lr, or use "
                 "train.precision=32-true."
             )
-        return {name: float(value / count) for name, value in zip(names, values, strict=True)}
+        return {name: float(value) for name, value in zip(names, values / counts, strict=True)}
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         checkpoint["history"] = self.history

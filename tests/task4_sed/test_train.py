@@ -18,10 +18,11 @@ from common.training.energy import measured_energy
 from task4_sed import train as command
 from task4_sed.batching import open_training_sets
 from task4_sed.config import load_config
+from task4_sed.mean_teacher import MeanTeacher
 from task4_sed.model import build_network
 from task4_sed.models.fusion import build_fusion
 from task4_sed.predictions import write_predictions
-from task4_sed.weights import load_encoder, read_weights, start_student
+from task4_sed.weights import load_encoder, read_weights, save_weights, start_student
 from tests.task4_sed.tiny_sets import write_sets
 
 REPOSITORY = Path(__file__).parents[2]
@@ -277,6 +278,18 @@ def test_another_network_is_no_start_for_stage_two():
     start_student(student, {"student": other}, encoder_alone=True)  # the encoders are alike
     assert torch.equal(student.state_dict()["encoder.network.features.0.0.weight"],
                        other["encoder.network.features.0.0.weight"])  # fmt: skip
+
+
+def test_stage_two_trains_with_the_rates_that_the_published_encoder_brought(tmp_path):
+    sizes = {"dim": 16, "patch_dim": 8, "depth": 2, "n_heads": 2, "ffn_dim": 8, "conv_taps": 4, "conv_groups": 2}
+    first, second = (build_fusion("beats", width=0.0625, hidden=8, **sizes) for _ in range(2))
+    brought = {"dropout": 0.05, "attention_dropout": 0.3, "dropout_input": 0.2, "encoder_layerdrop": 0.0}
+    first.encoder.network.use_settings(brought)
+    save_weights(tmp_path / "weights.pt", first, MeanTeacher(first, 0.999))
+    start_student(second, read_weights(tmp_path), encoder_alone=False)
+    settings = second.encoder.network.settings()
+    assert settings == pytest.approx(brought | {"activation_dropout": settings["activation_dropout"]})
+    assert second.encoder.network.encoder.layers[1].self_attn.dropout == pytest.approx(0.3)
 
 
 # ---------------------------------------------------------------- published encoders
