@@ -31,6 +31,7 @@ from task4_sed.data import set_info
 from task4_sed.labels import AUDIOSET_GRID, FrameGrid, sound_classes
 
 LOGITS, NAMES, ENDING, FOLDER = "strong_logits", "filenames", ".hdf5", "predictions"
+ENERGY = "energy.json"  # beside them: what predicting them took
 BLOCK_CLIPS = 128
 GRIDS = {grid.n_frames: grid for grid in (FrameGrid(), AUDIOSET_GRID)}
 
@@ -216,7 +217,7 @@ class Blocks:
 
     def done(self) -> bool:
         """Return whether the joined file is there and of this identity."""
-        return self.path.is_file() and PredictionFile(self.path).about.get("identity") == self.identity
+        return _identity_in(self.path) == self.identity
 
     def todo(self, shard: tuple[int, int] = (0, 1)) -> list[slice]:
         """Return the clips of the blocks of shard (number, of how many) that are not there yet."""
@@ -264,6 +265,14 @@ def identity_of(*parts) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
+def _identity_in(path: Path) -> str | None:
+    """Return what a prediction file was made from; None if there is none, or a damaged one, which is made anew."""
+    try:
+        return PredictionFile(path).about.get("identity") if path.is_file() else None
+    except DataError:
+        return None
+
+
 def ensemble(paths: Sequence[str | Path], out: str | Path, about: Mapping, said: Callable[[str], None] = print) -> bool:
     """Write the mean of the logits of several prediction files of one set; return whether it had to be made.
 
@@ -279,8 +288,10 @@ def ensemble(paths: Sequence[str | Path], out: str | Path, about: Mapping, said:
             raise DataError(f"{file.path}: {file.n_frames} frames of {file.n_classes} classes a clip, {first.path} has "
                             f"{first.n_frames} of {first.n_classes}; only like can be averaged.")  # fmt: skip
         first.rows(file.filenames), file.rows(first.filenames)
-    identity = identity_of([file.about.get("identity") or sha256(file.path) for file in files])
-    if out.is_file() and PredictionFile(out).about.get("identity") == identity:
+    # What the file says of itself is part of it, the commit aside: another recipe's name makes another file.
+    said_of_it = {key: value for key, value in about.items() if key not in ("commit", "dirty")}
+    identity = identity_of([file.about.get("identity") or sha256(file.path) for file in files], said_of_it)
+    if _identity_in(out) == identity:
         return False
 
     def blocks():

@@ -3,7 +3,7 @@
 Flow: weights.pt + clips → **SET.hdf5** (predictions.py) → targets of the next iteration | ensemble → scores.
 Run:  python -m task4_sed.pseudo_labels predict --run RUN --data FOLDER --cache CACHE [--sets synth_train …]
       python -m task4_sed.pseudo_labels predict --run RUN … --shard 0/4      one of four processes or machines
-      python -m task4_sed.pseudo_labels ensemble RUN RUN … --out FOLDER --recipe dcase2024/it1_ensemble
+      python -m task4_sed.ensembles RUN RUN … --out FOLDER --recipe dcase2024/it1_ensemble
 
 Without --out, predictions go to RUN/predictions. Killed at any moment, the same command goes on; a set that is done is
 not predicted again unless weights, clips or settings changed. Training reads them with `open_pseudo_labels`.
@@ -40,30 +40,21 @@ from task4_sed.clip_audio import SAMPLE_RATE, ClipAudio, open_audio
 from task4_sed.complexity import count_macs, count_parameters, mel_shape
 from task4_sed.config import DataConfig, read_log
 from task4_sed.data import Manifest, load_set, set_info
+from task4_sed.ensembles import add_average_options
 from task4_sed.model import Detector, build_network, load_detector
+from task4_sed.predict_options import LONG_CLIPS, TRAINING_SETS, add_predict_options, shard_of
+from task4_sed.predict_options import PRECISIONS as PRECISION_NAMES
 from task4_sed.predictions import (
     ENDING,
+    ENERGY,
     FOLDER,
     Blocks,
-    PredictionFile,
-    ensemble,
     identity_of,
     open_pseudo_labels,  # noqa: F401  (what training imports from here)
-    prediction_files,
 )
 from task4_sed.weights import WEIGHTS, read_weights
 
-TRAINING_SETS = (
-    "synth_train",
-    "strong_train",
-    "external_strong_train",
-    "weak_train",
-    "unlabeled_train",
-    "maestro_real_train",
-)
-ENERGY = "energy.json"  # beside the predictions
-LONG_CLIPS = ("beginning", "random")
-PRECISIONS = {"32": None, "bf16": torch.bfloat16, "16": torch.float16}
+PRECISIONS = dict(zip(PRECISION_NAMES, (None, torch.bfloat16, torch.float16), strict=True))
 NETWORKS = ("student", "teacher")
 
 
@@ -244,13 +235,13 @@ def predict_clips(
 # ---------------------------------------------------------------- commands
 
 
-def run_source(args: argparse.Namespace) -> Source:
-    """Return what the options --run, --weights, … name, on the device asked for."""
+def run_source(args: argparse.Namespace, run: Path | None) -> Source:
+    """Return what a run and the options --weights, … name, on the device asked for."""
     if args.weights:
         options = {"inner": args.inner, "encoder_weights": args.encoder_weights, "download": args.download}
         source = open_weights(args.weights, args.network, **options)
-    elif args.run:
-        source = open_run(args.run, args.inner or "student")
+    elif run:
+        source = open_run(run, args.inner or "student")
     else:
         raise DataError("give --run RUN, or --weights NAME or FILE.")
     source.detector.to("cuda" if Hardware(args.device).on_gpu else "cpu")
@@ -258,14 +249,24 @@ def run_source(args: argparse.Namespace) -> Source:
 
 
 def predict(args: argparse.Namespace, default_sets: Sequence[str] = TRAINING_SETS) -> None:
-    """Predict the sets asked for; of the default ones those that the data folder has."""
+    """Predict the sets asked for, of the default ones those that the data folder has; one run after another."""
     if not args.out and not args.run:
         raise DataError("--weights without --run: give --out FOLDER, where the predictions are to go.")
-    out = args.out or args.run / FOLDER
+    if args.out and len(args.run or ()) > 1:
+        raise DataError(f"--out {args.out} is for one run, {len(args.run)} are given; without it predictions go to "
+                        f"RUN/{FOLDER}.")  # fmt: skip
     for name in args.sets or ():
         set_info(name)  # says which are known
     settings = Settings(args.batch_size, args.precision, args.long_clips, shard_of(args.shard))
-    source, found = run_source(args), []
+    for run in args.run or [None]:
+        predict_run(args, run, args.out or run / FOLDER, settings, default_sets)
+
+
+def predict_run(
+    args: argparse.Namespace, run: Path | None, out: Path, settings: Settings, default_sets: Sequence[str]
+) -> None:
+    """Predict the sets asked for with one network."""
+    source, found = run_source(args, run), []
     if source.data.get("max_clips") and tuple(default_sets) == TRAINING_SETS:  # a part of each set: the very ones
         default_sets = list(dict.fromkeys(name for names in source.data.get("sets", {}).values() for name in names))
     with measured_energy(args.energy) as energy:
@@ -305,89 +306,13 @@ def open_clips(args: argparse.Namespace, name: str, config: Mapping) -> tuple[Ma
     return manifest, open_audio(manifest, args.cache, config.get("dtype", "float32"))
 
 
-def average(args: argparse.Namespace) -> None:
-    """Write the ensemble's files: those of the sets asked for, or of all that the first folder has."""
-    if len(args.folders) < 2:
-        raise DataError(f"an ensemble needs two folders of predictions or more, {len(args.folders)} given.")
-    files = [prediction_files(folder) for folder in args.folders]
-    names = args.sets or list(dict.fromkeys(name for own in files for name in own))
-    for name in names:
-        for folder, own in zip(args.folders, files, strict=True):
-            if name not in own:
-                raise DataError(f"{folder}: no predictions of {name} (there are {', '.join(own)}); predict that set, "
-                                "or name the sets to average with --sets.")  # fmt: skip
-    for name in names:
-        about = ensemble_about([PredictionFile(own[name]).about for own in files], args.recipe, args.seed)
-        made = ensemble([own[name] for own in files], args.out / f"{name}{ENDING}", {**about, "set": name})
-        if not made:
-            print(f"{args.out / name}{ENDING}: done before")
-
-
-def ensemble_about(members: Sequence[Mapping], recipe: str, seed: int) -> dict:
-    """Return the attributes of an ensemble's file from those of its members' files."""
-    shown = ("recipe", "seed", "weights")
-    costs = [member.get("complexity") for member in members]
-    return {
-        "recipe": recipe,
-        "seed": seed,
-        "smoke": any(member.get("smoke") for member in members),
-        "members": [{key: member.get(key) for key in shown} for member in members],
-        "training": _joined_training([member.get("training") or {} for member in members]),
-        "complexity": {key: sum(c[key] for c in costs) for key in ("parameters", "macs")} if all(costs) else None,
-        "manifest_sha256": members[0].get("manifest_sha256"),
-        **git_state(),
-    }
-
-
-def _joined_training(parts: Sequence[Mapping]) -> dict:
-    """Return where an ensemble's members were trained: the one data set, or None where they differ or do not say."""
-    names = {part.get("dataset") for part in parts}
-    differences = list(dict.fromkeys(text for part in parts for text in part.get("differences", ())))
-    return {"dataset": names.pop() if len(names) == 1 else None, "differences": differences[:20]}
-
-
-def shard_of(text: str) -> tuple[int, int]:
-    """Return (number, of how many) of "0/4"."""
-    number, slash, of = text.partition("/")
-    if not (slash and number.isdecimal() and of.isdecimal()):
-        raise ValueError(f"--shard {text}: expected NUMBER/OF, such as 0/4.")
-    return int(number), int(of)
-
-
-def add_predict_options(parser: argparse.ArgumentParser, default_sets: Sequence[str]) -> None:
-    """Add the options of `predict`."""
-    parser.add_argument("--run", type=Path, help="run folder: config.yaml and weights.pt")
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--cache", type=Path, required=True, help="folder for decoded clips")
-    parser.add_argument("--out", type=Path, help=f"folder for the files (default: RUN/{FOLDER})")
-    parser.add_argument("--sets", nargs="+", metavar="SET", help=f"default, if there: {' '.join(default_sets)}")
-    parser.add_argument("--shard", default="0/1", metavar="i/n", help="do every n-th block, from the i-th on")
-    parser.add_argument("--weights", metavar="NAME|FILE", help="instead of the run's own: registered name, or a file")
-    parser.add_argument("--network", metavar="EXPRESSION", help="what a file of weights is for")
-    parser.add_argument("--encoder-weights", metavar="NAME|FILE", help="for weights without encoder (the baseline)")
-    parser.add_argument("--inner", metavar="NAME", help="student (default) or teacher; the dict of a file of weights")
-    parser.add_argument("--download", action="store_true", help="fetch registered weights that are not here yet")
-    parser.add_argument("--batch-size", type=int, default=16, help="clips at a time (default %(default)s)")
-    parser.add_argument("--precision", default="32", choices=PRECISIONS, help="autocast for bf16 and 16")
-    parser.add_argument("--long-clips", default="beginning", choices=LONG_CLIPS, help="of clips longer than 10 s")
-    parser.add_argument("--hop", type=float, metavar="S", help="of MAESTRO crops cut from recordings (1; scored: 5)")
-    parser.add_argument("--device", default="auto", help="cpu, gpu or auto")
-    parser.add_argument("--energy", default="AUT", metavar="COUNTRY", help="ISO code, for CO₂ per kWh; off: none")
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = parser.add_subparsers(dest="what", required=True)
     predicting = parts.add_parser("predict", help="write the logits of all clips of data sets")
     add_predict_options(predicting, TRAINING_SETS)
     predicting.set_defaults(act=predict)
-    averaging = parts.add_parser("ensemble", help="write the mean of the logits of several runs")
-    averaging.add_argument("folders", type=Path, nargs="+", help="folders of predictions, or runs")
-    averaging.add_argument("--out", type=Path, required=True, help="folder for the files")
-    averaging.add_argument("--sets", nargs="+", metavar="SET", help="default: all; every folder must have them")
-    averaging.add_argument("--recipe", default="ensemble", help="name in result files and tables")
-    averaging.add_argument("--seed", type=int, default=0, help="number in result files and tables")
-    averaging.set_defaults(act=average)
+    add_average_options(parts.add_parser("ensemble", help="write the mean of the logits of several runs"))
     args = parser.parse_args(argv)
     try:
         args.act(args)

@@ -13,7 +13,6 @@ is one record per recipe, seed and split.
 import argparse
 import json
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,18 +25,16 @@ from common.metrics.scoring_set import ScoringSet
 from common.metrics.sed import PSDS1, PSDS1_MACRO, intersection_counts
 from common.metrics.sed_intervals import ClipBootstrap, Parts, resampled_auroc, resampled_psds
 from common.results.records import new_record, shorten_paths, write_record
-from task4_sed import pseudo_labels
-from task4_sed.config import read_log
+from common.training.runs import WEIGHTS, read_log
 from task4_sed.data import PUBLISHED_DATA, dataset_name
-from task4_sed.evaluate import DEFAULT_METRICS, MAESTRO_METRICS, evaluate
-from task4_sed.predictions import FOLDER, prediction_files, prediction_folder
-from task4_sed.pseudo_labels import ENERGY
-from task4_sed.scoring import BOXES, TUNED_ON, Split, psd_roc, read_boxes, tune_boxes
-from task4_sed.weights import WEIGHTS
+from task4_sed.evaluate import DEFAULT_METRICS, MAESTRO_METRICS, N_RESAMPLES, evaluate
+from task4_sed.predict_options import add_predict_options
+from task4_sed.predictions import ENERGY, FOLDER, prediction_files, prediction_folder
+from task4_sed.scoring import BOXES, ORACLE, TUNED_ON, Split, psd_roc, read_boxes, tune_boxes
 
 SCORED = ("devtest", "eval_public", "maestro_real_dev")
-PREDICTED = (*SCORED, *TUNED_ON)
-BUILT_IN = "built-in data"
+PREDICTED = (*SCORED, *TUNED_ON, "eval24")  # the last has no labels: it is handed in
+BUILT_IN, N_BUILT_IN = "built-in data", 20  # resamples there
 FEW_METRICS = {False: ("psds1", "psds1_macro", "intersection_f1"), True: ("mpauc",)}  # by Split.is_soft
 MAIN = "median"  # its scores stand at the top of a record
 
@@ -82,17 +79,27 @@ def score_split(split: Split, boxes: Mapping, n_resamples: int = 200, is_publish
 
 
 def score(args: argparse.Namespace) -> None:
-    """Score a run's predictions and write a record for each split."""
-    boxes = read_boxes(args.run)
-    splits = args.splits or [name for name in SCORED if name in prediction_files(args.run)]
-    if not splits:
-        raise DataError(f"{prediction_folder(args.run)}: no predictions of {', '.join(SCORED)}; predict them first.")
-    for name in splits:
-        split = Split.load(args.data, name, args.run)
-        record = record_of(args.run, split, boxes, args.bootstrap, args.recipe, args.seed)
-        path = write_record(record, args.results)
-        what = f"{record['recipe']}, seed {record['seed']}, {name} ({record['status']})"
-        print(f"{what}: {headline(record)}  {path}", flush=True)
+    """Score runs' predictions and write a record for each split."""
+    if len(args.run) > 1 and (args.recipe or args.seed is not None):
+        raise DataError(f"--recipe and --seed name one run, {len(args.run)} are given; score them one by one.")
+    for run in args.run:
+        boxes = read_boxes(run)
+        splits = args.splits or [name for name in SCORED if name in prediction_files(run)]
+        if not splits:
+            raise DataError(f"{prediction_folder(run)}: no predictions of {', '.join(SCORED)}; predict them first.")
+        for name in splits:
+            split = Split.load(args.data, name, run)
+            record = record_of(run, split, boxes, resamples(args), args.recipe, args.seed)
+            path = write_record(record, args.results)
+            what = f"{record['recipe']}, seed {record['seed']}, {name} ({record['status']})"
+            print(f"{what}: {headline(record)}  {path}", flush=True)
+
+
+def resamples(args: argparse.Namespace) -> int:
+    """Return how many resamples intervals take: few on the built-in data, which are there to see that all runs."""
+    if args.bootstrap is not None:
+        return args.bootstrap
+    return N_BUILT_IN if dataset_name(args.data) == BUILT_IN else N_RESAMPLES
 
 
 def headline(record: Mapping) -> str:
@@ -214,6 +221,10 @@ def status(card: Mapping, counts: Mapping, smoke: bool) -> str:
 # ---------------------------------------------------------------- comparisons
 
 
+class TooFewClips(DataError):
+    """There is nothing to resample (a smoke run scores one recording)."""
+
+
 def resampled_scores(sets: Mapping[str, ScoringSet], bootstrap: ClipBootstrap, is_soft: bool) -> dict[str, Parts]:
     """Return the scores that are compared, as in a record ("csebbs/psds1"), on all clips and on each resample."""
     found = {}
@@ -268,7 +279,9 @@ def compare_split(name: str, args: argparse.Namespace) -> dict:
             main = sets.setdefault(MAIN, raw)
             first = first or (split, main)
             cards.append(dataset_card(split))
-            bootstrap = bootstrap or ClipBootstrap(main.clips, n_resamples=args.bootstrap)
+            if len(main.clips) < 2:
+                raise TooFewClips(f"{name}: not compared; the interval of a difference needs two {split.unit}s.")
+            bootstrap = bootstrap or ClipBootstrap(main.clips, n_resamples=resamples(args))
             if any(own.clips != bootstrap.clips for own in sets.values()) or main.classes != first[1].classes:
                 raise DataError(f"{run}: its predictions of {name} are of other clips than {args.runs[0]}; predict "
                                 "both on the same data.")  # fmt: skip
@@ -307,7 +320,11 @@ def compare(args: argparse.Namespace) -> None:
     """Write the paired differences of two systems over several seeds: same clips, same resamples."""
     both = [prediction_files(run) for run in (*args.runs, *args.against)]
     for name in args.splits or [name for name in SCORED if all(name in files for files in both)]:
-        entry = compare_split(name, args)
+        try:
+            entry = compare_split(name, args)
+        except TooFewClips as error:
+            print(error)
+            continue
         recipes = [short_name(entry[side].replace("/", "_"), 80) for side in ("recipe", "against")]
         path = args.results / f"{entry['dataset'].lower().replace(' ', '-')}-{recipes[0]}-vs-{recipes[1]}-{name}.json"
         write_json(path, entry)
@@ -324,15 +341,32 @@ def compare(args: argparse.Namespace) -> None:
 # ---------------------------------------------------------------- commands
 
 
+def predict(args: argparse.Namespace) -> None:
+    """Predict the sets that are scored and tuned on."""
+    from task4_sed import pseudo_labels  # its networks take seconds to import, which the other commands do without
+
+    pseudo_labels.predict(args, PREDICTED)
+
+
+def tune(args: argparse.Namespace) -> None:
+    """Tune boxes on each run's predictions."""
+    for run in args.run:
+        if not args.oracle:
+            tune_boxes(args.data, run, args.on)
+        if args.oracle or args.oracle_too and ORACLE in prediction_files(run):
+            tune_boxes(args.data, run, oracle=True)
+
+
 def add_commands(parts) -> None:
     """Add predict, tune, score and compare to the sub-parsers of `python -m task4_sed.evaluate`."""
     predicting = parts.add_parser("predict", help="write a run's logits for the sets that are scored and tuned on")
-    pseudo_labels.add_predict_options(predicting, PREDICTED)
-    predicting.set_defaults(act=partial(pseudo_labels.predict, default_sets=PREDICTED))
+    add_predict_options(predicting, PREDICTED)
+    predicting.set_defaults(act=predict)
     tuning = parts.add_parser("tune", help="tune boxes (cSEBBs) on validation sets")
     tuning.add_argument("--on", nargs="+", metavar="SET", help=f"default, those predicted: {' '.join(TUNED_ON)}")
     tuning.add_argument("--oracle", action="store_true", help="on devtest, as published: flatters scores of devtest")
-    tuning.set_defaults(act=lambda args: tune_boxes(args.data, args.run, args.on, args.oracle))
+    tuning.add_argument("--oracle-too", action="store_true", help="on the validation sets, and then on devtest")
+    tuning.set_defaults(act=tune)
     scoring = parts.add_parser("score", help="score a run's predictions into result records")
     scoring.add_argument("--recipe", help="name in tables (default: what the predictions say)")
     scoring.add_argument("--seed", type=int, help="number of the run (default: what the predictions say)")
@@ -340,11 +374,12 @@ def add_commands(parts) -> None:
     comparing.add_argument("--runs", type=Path, nargs="+", required=True, help="runs of one system, one per seed")
     comparing.add_argument("--against", type=Path, nargs="+", required=True, help="runs of the other system")
     for part in (tuning, scoring):
-        part.add_argument("--run", type=Path, required=True, help="run, or folder of predictions")
+        part.add_argument("--run", type=Path, nargs="+", action="extend", required=True, metavar="RUN",
+                          help="runs, or folders of predictions")  # fmt: skip
     for part in (scoring, comparing):
         part.add_argument("--results", type=Path, required=True, help="folder the result files go to")
         part.add_argument("--splits", nargs="+", metavar="SET", help=f"default, those predicted: {' '.join(SCORED)}")
-        part.add_argument("--bootstrap", type=int, default=200, metavar="N", help="resamples (default %(default)s)")
+        part.add_argument("--bootstrap", type=int, metavar="N", help=f"resamples (default {N_RESAMPLES})")
     for part in (tuning, scoring, comparing):
         part.add_argument("--data", type=Path, required=True, help="data folder with the label tables")
     scoring.set_defaults(act=score)

@@ -22,6 +22,7 @@ import numpy as np
 
 from common.data.events import Crop, clip_name
 from common.data.manifest import DataError
+from common.files import sha256
 from common.metrics.maestro import joined_set
 from common.metrics.scoring_set import ScoringSet, scoring_set
 from common.metrics.sed import PSDS1, psds
@@ -156,7 +157,7 @@ class Split:
                     differences.append(f"{self.name}: {count} {key.replace('_', ' ')}, published {published}")
         return {
             "name": dataset_name,
-            "manifest_sha256": self.predictions.about.get("manifest_sha256") or self.manifest.sha256(),
+            "manifest_sha256": self.manifest.sha256(),  # of the tables that are scored with
             "expected": {self.name: expected},
             "found": {self.name: found},
             "skipped": {},
@@ -223,7 +224,7 @@ def tune_boxes(data: str | Path, folder: str | Path, sets: Sequence[str] | None 
     scores = FrameScores(clips, splits[0].classes, splits[0].predictions.boundaries_s, values)
     tuned = csebbs_tuning.tune(scores, events, durations_s)
     path = prediction_folder(folder) / BOXES["csebbs_devtest" if oracle else "csebbs"]
-    identities = {split.name: split.predictions.about.get("identity") for split in splits}
+    identities = {split.name: _identity(split.predictions) for split in splits}
     found = {"psds1": {name: finite(value) for name, value in tuned.psds1.items()}, "tied": dict(tuned.tied)}
     about = {"tuned_on": sets, "identities": identities, "n_clips": tuned.n_clips, **found, "notes": list(tuned.notes)}
     write_parameters(path, tuned.parameters, **about)
@@ -231,6 +232,11 @@ def tune_boxes(data: str | Path, folder: str | Path, sets: Sequence[str] | None 
         print(note)
     print(f"wrote {path}: tuned on {tuned.n_clips} clips of {', '.join(sets)}")
     return path
+
+
+def _identity(file: PredictionFile) -> str:
+    """Return what tells predictions from others; files from elsewhere (published ones) do not say it themselves."""
+    return file.about.get("identity") or sha256(file.path)
 
 
 def read_boxes(folder: str | Path) -> dict[str, TunedBoxes]:
@@ -247,7 +253,7 @@ def read_boxes(folder: str | Path) -> dict[str, TunedBoxes]:
         boxes, about = Csebbs.read(path), json.loads(path.read_text(encoding="utf-8"))
         files = prediction_files(folder)
         for set_name, identity in about.get("identities", {}).items():
-            if set_name in files and PredictionFile(files[set_name]).about.get("identity") != identity:
+            if set_name in files and _identity(PredictionFile(files[set_name])) != identity:
                 raise DataError(f"{path}: tuned on other predictions of {set_name} than those beside it; tune again.")
         found[name] = TunedBoxes(boxes, about)
     return found

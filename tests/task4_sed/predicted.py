@@ -66,5 +66,5 @@ def write_run(folder: Path, share: float = 1.0, noise: float = 0.0, seed: int = 
         logits = logits_of(clips, share)
         logits += noise * rng.standard_normal(logits.shape, dtype=np.float32)
         own = {"identity": f"{folder.name}{share}{noise}{seed}{name}", "set": name}
-        write_predictions(folder / "predictions" / f"{name}.hdf5", list(clips), [logits], about | own)
+        write_predictions(folder / "predictions" / f"{name}.hdf5", list(clips), [logits], own | about)
     return folder

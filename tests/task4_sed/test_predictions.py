@@ -144,9 +144,29 @@ def test_an_ensemble_is_the_mean_of_the_logits_by_name(tmp_path):
     found = PredictionFile(tmp_path / "e.hdf5")
     np.testing.assert_allclose(found.logits(), (some_logits(1) + some_logits(2)[::-1]) / 2, rtol=1e-6, atol=1e-7)
     assert found.filenames == NAMES and found.about["recipe"] == "both"
-    assert not ensemble([one, two], tmp_path / "e.hdf5", {}, said=lambda _: None)  # the same again
+    assert not ensemble([one, two], tmp_path / "e.hdf5", {"recipe": "both"}, said=lambda _: None)  # again
     write_file(one, 3)
     assert ensemble([one, two], tmp_path / "e.hdf5", {}, said=lambda _: None)  # a member changed
+
+
+def test_an_average_is_made_anew_under_another_name_but_not_for_another_commit(tmp_path):
+    paths = [write_file(tmp_path / name / "devtest.hdf5", draw) for draw, name in enumerate("ab")]
+    out = tmp_path / "o.hdf5"
+    assert ensemble(paths, out, {"recipe": "one", "commit": "1"}, said=lambda _: None)
+    assert not ensemble(paths, out, {"recipe": "one", "commit": "2"}, said=lambda _: None)
+    assert ensemble(paths, out, {"recipe": "two", "commit": "2"}, said=lambda _: None)
+    assert PredictionFile(out).about["recipe"] == "two"
+
+
+def test_a_damaged_file_is_made_again(tmp_path):
+    paths = [write_file(tmp_path / name / "devtest.hdf5", draw) for draw, name in enumerate("ab")]
+    out = tmp_path / "o.hdf5"
+    ensemble(paths, out, {}, said=lambda _: None)
+    out.write_bytes(out.read_bytes()[:100])
+    assert ensemble(paths, out, {}, said=lambda _: None) and len(PredictionFile(out)) == 3
+    blocks = Blocks(out, NAMES, "i")
+    out.write_bytes(b"")
+    assert not blocks.done()
 
 
 def test_members_without_the_same_clips_are_named(tmp_path):

@@ -1,5 +1,6 @@
 """Prediction files are scored behind each post-processing, boxes are tuned elsewhere, records say what they are."""
 
+import argparse
 import dataclasses
 import json
 
@@ -167,6 +168,15 @@ def test_boxes_of_older_predictions_are_refused(root, tmp_path):
         scoring.read_boxes(run)
 
 
+def test_boxes_of_older_published_files_are_refused_too(root, tmp_path):
+    run = write_run(tmp_path / "run", identity=None)
+    scoring.tune_boxes(root, run)
+    scoring.read_boxes(run)
+    write_run(run, noise=1.0, identity=None)
+    with pytest.raises(DataError, match="tuned on other predictions of synth_val"):
+        scoring.read_boxes(run)
+
+
 # ---- records ----
 
 
@@ -316,6 +326,33 @@ def test_runs_that_cannot_be_paired_are_refused(root, tmp_path):
     write_predictions(two / "predictions/devtest.hdf5", list(fewer), [logits_of(fewer)], {"recipe": "little/two"})
     with pytest.raises(SystemExit, match="its predictions of devtest are of other clips"):
         compare(root, tmp_path, [one], [two], ["devtest"])
+
+
+def test_one_recording_is_left_out_of_a_comparison_and_that_is_said(root, tmp_path, capsys):
+    run = write_run(tmp_path / "run")
+    one = {name: events for name, events in MAESTRO.items() if name.startswith("cafe_restaurant_00")}
+    write_predictions(run / "predictions/maestro_real_dev.hdf5", list(one), [logits_of(one)], {"recipe": "little/one"})
+    assert set(compare(root, tmp_path, [run], [run])) == {"devtest"}
+    assert "maestro_real_dev: not compared; the interval" in capsys.readouterr().out
+
+
+def test_several_runs_are_tuned_and_scored_in_one_call(root, tmp_path):
+    runs = [write_run(tmp_path / f"r{seed}", seed=seed, recipe="little/two") for seed in (0, 1)]
+    run_command("tune", "--run", *runs, "--data", root, "--oracle-too")
+    assert all((run / f"predictions/{file}").is_file() for run in runs for file in scoring.BOXES.values())
+    words = ["score", "--run", *runs, "--data", root, "--splits", "devtest", "--bootstrap", 0]
+    run_command(*words, "--results", tmp_path / "results")
+    assert len(list((tmp_path / "results").glob("*-devtest-seed[01].json"))) == 2
+    with pytest.raises(SystemExit, match="--recipe and --seed name one run, 2 are given"):
+        run_command(*words, "--results", tmp_path / "results", "--recipe", "x")
+
+
+def test_intervals_of_the_built_in_data_take_few_resamples(tmp_path):
+    for name, n_resamples in (("built-in data", 20), ("little scenes", 200)):
+        args = argparse.Namespace(bootstrap=None, data=write_data(tmp_path / name, name))
+        assert reporting.resamples(args) == n_resamples
+    args.bootstrap = 7
+    assert reporting.resamples(args) == 7
 
 
 def test_nothing_to_score_is_one_sentence(root, tmp_path):
