@@ -14,7 +14,7 @@ from pathlib import Path
 
 from common.data.manifest import DataError
 from common.results.records import git_state
-from task4_sed.data import set_info
+from task4_sed.data import set_info, set_infos
 from task4_sed.predictions import ENDING, PredictionFile, ensemble, prediction_files
 
 OF = {"all": lambda use: True, "training": lambda use: use == "train", "evaluation": lambda use: use != "train"}
@@ -25,13 +25,17 @@ def average(args: argparse.Namespace) -> None:
     if len(args.folders) < 2 and args.of != "training":
         raise DataError(f"an ensemble needs two folders of predictions or more, {len(args.folders)} given.")
     files = [prediction_files(folder) for folder in args.folders]
-    names = args.sets or list(dict.fromkeys(name for own in files for name in own if OF[args.of](set_info(name).use)))
+    known = set_infos()  # published folders hold a private set too
+    there = dict.fromkeys(name for own in files for name in own if name in known)
+    names = args.sets or [name for name in there if OF[args.of](set_info(name).use)]
     for name in names:
         for folder, own in zip(args.folders, files, strict=True):
             if name not in own:
                 raise DataError(f"{folder}: no predictions of {name} (there are {', '.join(own)}); predict that set, "
                                 "or name the sets to average with --sets.")  # fmt: skip
     for name in names:
+        if args.force:
+            (args.out / f"{name}{ENDING}").unlink(missing_ok=True)
         about = ensemble_about([PredictionFile(own[name]).about for own in files], args.recipe, args.seed)
         made = ensemble([own[name] for own in files], args.out / f"{name}{ENDING}", {**about, "set": name})
         if not made:
@@ -55,10 +59,10 @@ def ensemble_about(members: Sequence[Mapping], recipe: str, seed: int) -> dict:
 
 
 def _joined_training(parts: Sequence[Mapping]) -> dict:
-    """Return where an ensemble's members were trained: the one data set, or None where they differ or do not say."""
-    names = {part.get("dataset") for part in parts}
+    """Return where an ensemble's members were trained: the data sets by name, or None where none of them says."""
+    names = sorted({part["dataset"] for part in parts if part.get("dataset")})
     differences = list(dict.fromkeys(text for part in parts for text in part.get("differences", ())))
-    return {"dataset": names.pop() if len(names) == 1 else None, "differences": differences[:20]}
+    return {"dataset": " and ".join(names) or None, "differences": differences[:20]}
 
 
 def add_average_options(parser: argparse.ArgumentParser) -> None:
@@ -67,6 +71,7 @@ def add_average_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the files")
     parser.add_argument("--sets", nargs="+", metavar="SET", help="default: all; every folder must have them")
     parser.add_argument("--of", default="all", choices=OF, help="sets to train with, or those tuned on and scored")
+    parser.add_argument("--force", action="store_true", help="also where it was done before")
     parser.add_argument("--recipe", default="ensemble", help="name in result files and tables")
     parser.add_argument("--seed", type=int, default=0, help="number in result files and tables")
     parser.set_defaults(act=average)

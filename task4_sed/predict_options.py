@@ -35,6 +35,7 @@ def add_predict_options(parser: argparse.ArgumentParser, default_sets: Sequence[
     parser.add_argument("--precision", default="32", choices=PRECISIONS, help="autocast for bf16 and 16")
     parser.add_argument("--long-clips", default="beginning", choices=LONG_CLIPS, help="of clips longer than 10 s")
     parser.add_argument("--hop", type=float, metavar="S", help="of MAESTRO crops cut from recordings (1; scored: 5)")
+    parser.add_argument("--force", action="store_true", help="also what was predicted before")
     parser.add_argument("--device", default="auto", help="cpu, gpu or auto")
     parser.add_argument("--energy", default="AUT", metavar="COUNTRY", help="ISO code, for CO₂ per kWh; off: none")
 

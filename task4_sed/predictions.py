@@ -219,6 +219,15 @@ class Blocks:
         """Return whether the joined file is there and of this identity."""
         return _identity_in(self.path) == self.identity
 
+    def forget(self) -> None:
+        """Remove the file and its blocks."""
+        self.path.unlink(missing_ok=True)
+        self._remove_blocks()
+
+    def _remove_blocks(self) -> None:
+        for folder in self.path.parent.glob(f".{self.path.name}.*.blocks"):
+            shutil.rmtree(folder, ignore_errors=True)
+
     def todo(self, shard: tuple[int, int] = (0, 1)) -> list[slice]:
         """Return the clips of the blocks of shard (number, of how many) that are not there yet."""
         own = self.starts[shard[0] :: shard[1]]
@@ -249,8 +258,7 @@ class Blocks:
         except FileNotFoundError:
             if not self.done():
                 raise
-        for folder in self.path.parent.glob(f".{self.path.name}.*.blocks"):
-            shutil.rmtree(folder, ignore_errors=True)
+        self._remove_blocks()
         return True
 
     def _file(self, start: int) -> Path:

@@ -14,6 +14,7 @@ Source: DCASE 2024 task 4, winner: the student in evaluation mode, logits withou
 """
 
 import argparse
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,6 +35,7 @@ from common.progress import progress
 from common.results.records import git_state
 from common.training.energy import measured_energy
 from common.training.loop import Hardware
+from common.training.runs import trained_on
 from task4_sed.augment import RandomCrop
 from task4_sed.batching import open_set
 from task4_sed.clip_audio import SAMPLE_RATE, ClipAudio, open_audio
@@ -89,7 +91,7 @@ def open_run(run: Path, which: str = "student") -> Source:
         "recipe": log.get("recipe", run.name),
         "seed": log.get("seed", 0),
         "smoke": bool(log.get("smoke", False)),
-        "training": {"dataset": log.get("dataset", {}).get("name"), "differences": shortfalls(log.get("dataset", {}))},
+        "training": trained_on(log),
         "network": config["network"],
         "weights": {"file": WEIGHTS, "sha256": sha256(run / WEIGHTS), "given": False, "network": which},
         "complexity": cost(detector),
@@ -117,15 +119,6 @@ def open_weights(weights: str | Path, network: str | None = None, **options) -> 
     return Source(detector, about)
 
 
-def shortfalls(card: Mapping) -> list[str]:
-    """Return sentences on what the "dataset" entry of a training says was missing; [] if it was all there."""
-    said = [f"{name}: {n} files missing in training" for name, n in (card.get("missing") or {}).items() if n]
-    if skipped := card.get("skipped"):
-        said.append(f"{len(skipped)} clips skipped in training")
-    said += [*(card.get("differences") or []), *(card.get("absent") or [])]
-    return said[:20]  # attributes of a file are small
-
-
 def cost(detector: Detector) -> dict[str, int]:
     """Return {"parameters", "macs"} of one network for a clip of 10 s, by the rule of complexity.py."""
     network, shape = detector.network, mel_shape(detector.encoder.front_end)
@@ -148,13 +141,14 @@ class Settings:
         batch_size: clips at a time. precision: "32", or "bf16", "16" under autocast.
         long_clips: of a clip longer than the network's window "beginning" takes the first 10 s; "random" a part drawn
             by the clip's name (published: drawn anew each time).
-        shard: (which, of how many) of the blocks this process does.
+        shard: (which, of how many) of the blocks this process does. force: also what was done before.
     """
 
     batch_size: int = 16
     precision: str = "32"
     long_clips: str = "beginning"
     shard: tuple[int, int] = (0, 1)
+    force: bool = False
 
     def __post_init__(self):
         for name, known in (("precision", PRECISIONS), ("long_clips", LONG_CLIPS)):
@@ -166,8 +160,8 @@ class Settings:
                              "of shards minus one, a batch holds at least one clip.")  # fmt: skip
 
 
-def predict_set(source: Source, manifest: Manifest, audio: ClipAudio, out: Path, settings: Settings) -> bool:
-    """Write the logits of a set's clips to `out`/SET.hdf5; return whether all of them are there.
+def predict_set(source: Source, manifest: Manifest, audio: ClipAudio, out: Path, settings: Settings) -> int:
+    """Write the logits of a set's clips to `out`/SET.hdf5; return how many clips had to be predicted for it.
 
     Clips whose audio cannot be used are left out and named.
     """
@@ -178,9 +172,11 @@ def predict_set(source: Source, manifest: Manifest, audio: ClipAudio, out: Path,
     what = {key: source.about.get(key) for key in ("weights", "network")}
     identity = identity_of(what, filenames, settings.precision, settings.long_clips)
     blocks = Blocks(out / f"{manifest.info.name}{ENDING}", filenames, identity)
+    if settings.force and settings.shard[0] == 0:
+        blocks.forget()
     if blocks.done():
         print(f"{blocks.path}: done before ({len(filenames)} clips)")
-        return True
+        return 0
     for path, problem in list(audio.problems.items())[:5]:
         print(f"{manifest.info.name}: left out {path}: {problem}")
     first, n_long = first_samples(audio, items, filenames, source.detector, settings.long_clips)
@@ -188,7 +184,8 @@ def predict_set(source: Source, manifest: Manifest, audio: ClipAudio, out: Path,
         what = "their beginning is" if settings.long_clips == "beginning" else "a part drawn by their name is"
         print(f"{manifest.info.name}: {n_long} clips are longer than {source.detector.clip_s:g} s; {what} used")
     todo = blocks.todo(settings.shard)
-    with progress(total=sum(b.stop - b.start for b in todo), desc=manifest.info.name, unit="clip") as bar:
+    n_clips = sum(block.stop - block.start for block in todo)
+    with progress(total=n_clips, desc=manifest.info.name, unit="clip") as bar:
         for block in todo:
             logits = predict_clips(source.detector, audio, items[block], first[block], settings, bar.update)
             blocks.save(block, logits)
@@ -198,7 +195,7 @@ def predict_set(source: Source, manifest: Manifest, audio: ClipAudio, out: Path,
     complete = blocks.join(about)
     state = f"{len(filenames)} clips" if complete else "this shard is done, others are not yet"
     print(f"{blocks.path}: {state}", flush=True)
-    return complete
+    return n_clips
 
 
 def first_samples(
@@ -257,7 +254,7 @@ def predict(args: argparse.Namespace, default_sets: Sequence[str] = TRAINING_SET
                         f"RUN/{FOLDER}.")  # fmt: skip
     for name in args.sets or ():
         set_info(name)  # says which are known
-    settings = Settings(args.batch_size, args.precision, args.long_clips, shard_of(args.shard))
+    settings = Settings(args.batch_size, args.precision, args.long_clips, shard_of(args.shard), args.force)
     for run in args.run or [None]:
         predict_run(args, run, args.out or run / FOLDER, settings, default_sets)
 
@@ -266,7 +263,7 @@ def predict_run(
     args: argparse.Namespace, run: Path | None, out: Path, settings: Settings, default_sets: Sequence[str]
 ) -> None:
     """Predict the sets asked for with one network."""
-    source, found = run_source(args, run), []
+    source, found, made = run_source(args, run), [], []
     if source.data.get("max_clips") and tuple(default_sets) == TRAINING_SETS:  # a part of each set: the very ones
         default_sets = list(dict.fromkeys(name for names in source.data.get("sets", {}).values() for name in names))
     with measured_energy(args.energy) as energy:
@@ -279,11 +276,21 @@ def predict_run(
                 print(f"{name}: not predicted. {error}")
                 continue
             found.append(name)
-            predict_set(source, manifest, audio, out, settings)
+            if predict_set(source, manifest, audio, out, settings):
+                made.append(name)
     if not found:
         raise DataError(f"{args.data}: none of the sets {', '.join(default_sets)} can be used.")
-    if energy:  # of this process, since its last start
-        write_json(out / ENERGY, {**energy, "sets": found})
+    if energy and made:
+        write_json(out / ENERGY, with_earlier(out / ENERGY, energy, made))
+
+
+def with_earlier(path: Path, energy: Mapping, sets: Sequence[str]) -> dict:
+    """Return the energy of these sets, added to what the file says of others; a set done again counts once."""
+    earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if set(earlier.get("sets", ())) & set(sets):
+        earlier = {}
+    summed = {key: value + earlier.get(key, 0) for key, value in energy.items() if isinstance(value, int | float)}
+    return {**energy, **summed, "sets": [*earlier.get("sets", ()), *sets]}
 
 
 def open_clips(args: argparse.Namespace, name: str, config: Mapping) -> tuple[Manifest, ClipAudio]:

@@ -21,7 +21,7 @@ from common.data.manifest import DataError
 from common.files import sha256, short_name, write_json
 from common.metrics.bootstrap import Resampled, comparison_for_record
 from common.metrics.maestro import MAX_FPR
-from common.metrics.scoring_set import ScoringSet
+from common.metrics.scoring_set import MISSING, ScoringSet
 from common.metrics.sed import PSDS1, PSDS1_MACRO, intersection_counts
 from common.metrics.sed_intervals import ClipBootstrap, Parts, resampled_auroc, resampled_psds
 from common.results.records import new_record, shorten_paths, write_record
@@ -213,7 +213,7 @@ def status(card: Mapping, counts: Mapping, smoke: bool) -> str:
         return BUILT_IN
     if card["name"] != PUBLISHED_DATA:
         return "other data"
-    missing = any(counts.get(name, 0) for name in ("clips_missing", "crops_missing", "classes_missing"))
+    missing = any(counts.get(name, 0) for name in MISSING)
     whole = card["found"] == card["expected"] and not card["differences"] and not missing
     return "complete" if whole else "partial data"
 
@@ -352,7 +352,10 @@ def tune(args: argparse.Namespace) -> None:
     """Tune boxes on each run's predictions."""
     for run in args.run:
         if not args.oracle:
-            tune_boxes(args.data, run, args.on)
+            if args.oracle_too and not args.on and not set(TUNED_ON) & prediction_files(run).keys():
+                print(f"{run}: no boxes tuned on validation sets; none of {', '.join(TUNED_ON)} was predicted.")
+            else:
+                tune_boxes(args.data, run, args.on)
         if args.oracle or args.oracle_too and ORACLE in prediction_files(run):
             tune_boxes(args.data, run, oracle=True)
 

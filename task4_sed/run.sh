@@ -107,16 +107,16 @@ do_job() {
       STAGE_KEY="$CLIPS $(trained "${RUNS[@]}")"
       if ((NUMBER == 4)); then
         stage 4 predict "$PY" -m task4_sed.pseudo_labels predict --run "${RUNS[@]}" "${INPUT[@]}" --device "$DEVICE" \
-          ${ENERGY[@]+"${ENERGY[@]}"}
+          ${ENERGY[@]+"${ENERGY[@]}"} ${FORCE:+--force}
       else
         stage 7 predict "$PY" -m task4_sed.evaluate predict --run "${RUNS[@]}" "${INPUT[@]}" --device "$DEVICE" \
-          ${ENERGY[@]+"${ENERGY[@]}"}
+          ${ENERGY[@]+"${ENERGY[@]}"} ${FORCE:+--force}
       fi
       ;;
     pseudo_labels | ensemble)
       STAGE_KEY="$CLIPS $(trained "${RUNS[@]}")"
       stage "$NUMBER" "$NAME" "$PY" -m task4_sed.ensembles "${RUNS[@]}" --out "$FOLDER" --recipe "$RECIPE" \
-        --seed "$SEED" --of "$([ "$NAME" = ensemble ] && echo evaluation || echo training)"
+        --seed "$SEED" ${FORCE:+--force} --of "$([ "$NAME" = ensemble ] && echo evaluation || echo training)"
       ;;
     postprocess)
       STAGE_KEY="$CLIPS $(trained "${RUNS[@]}")"

@@ -25,13 +25,13 @@ from common.results.records import environment, git_state
 from common.training.distributed import process_rank
 from common.training.energy import measured_energy
 from common.training.loop import Hardware, best_weights, fit
-from common.training.runs import CONFIG, LOG, claim_run, clear_run, read_log, recipe_name
+from common.training.runs import CONFIG, LOG, claim_run, clear_run, read_log, recipe_name, trained_on
 from task4_sed.batching import TrainingSets, hold_out_loader, open_training_sets, training_loader
 from task4_sed.config import CONFIGS, SedConfig, config_file, load_config
 from task4_sed.data import dataset_name
 from task4_sed.model import build_network
 from task4_sed.models.fusion import FusionModel
-from task4_sed.predictions import prediction_files
+from task4_sed.predictions import PredictionFile, prediction_files
 from task4_sed.system import SedSystem
 from task4_sed.weights import LAST, WEIGHTS, Weights, load_encoder, read_weights, save_weights, start_student
 
@@ -102,7 +102,7 @@ def read_base(init: Path, config: SedConfig) -> dict:
     if recipe.split("+")[0] != config.base:
         raise ConfigError(f"{init}: a run of {recipe}, but this config starts from {config.base}; give such a run, or "
                           f"set --base={recipe.split('+')[0]}.")  # fmt: skip
-    said = {"recipe": recipe, "seed": log.get("seed"), "smoke": log.get("smoke", False)}
+    said = {"recipe": recipe, "seed": log.get("seed"), "smoke": log.get("smoke", False), "training": trained_on(log)}
     return said | {"sha256": sha256(init / WEIGHTS if init.is_dir() else init)}
 
 
@@ -119,6 +119,22 @@ def dataset_card(root: Path, sets: TrainingSets) -> dict:
         "absent": sets.absent,
         "skipped": {file: why for clip_set in sets.clip_sets for file, why in clip_set.audio.problems.items()},
     }
+
+
+def pseudo_labels_about(folder: Path | None) -> list[dict]:
+    """Return what the files of pseudo-labels say of themselves; published ones say nothing."""
+    return [PredictionFile(path).about for path in prediction_files(folder).values()] if folder else []
+
+
+def shortfalls_below(card: dict, sources: Sequence[dict]) -> list[str]:
+    """Return sentences on what was missing, or other data, where the runs below this one were trained."""
+    said = []
+    for source in sources:
+        below = source.get("training") or {}
+        if below.get("dataset") not in (None, card["name"]):
+            said.append(f"stands on a training on {below['dataset']}")
+        said += below.get("differences", [])
+    return [text for text in dict.fromkeys(said) if text not in card["differences"]]
 
 
 def describe(sets: TrainingSets, config: SedConfig) -> str:
@@ -173,14 +189,17 @@ def run_training(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     student = build_student(config, args.seed, weights, folder=args.weights_folder, download=args.download)
     log = train(sets, student, weights, config, args)
     if process_rank() == 0:
+        below = [*([base] if base else []), *pseudo_labels_about(args.pseudo_labels)]
+        card = dataset_card(args.data, sets)
+        card["differences"] += shortfalls_below(card, below)
         log |= {
             "seed": args.seed,
             "recipe": recipe_name(CONFIGS, args.config, overrides),
-            "smoke": args.smoke or bool(base and base["smoke"]),
+            "smoke": args.smoke or any(source.get("smoke") for source in below),
             "base": base,
             "config": resolved,
             "config_folder": str(config_file(args.config).resolve().parent),  # own classes may lie there
-            "dataset": dataset_card(args.data, sets),
+            "dataset": card,
             # after a kill time and energy are those of the last start
             "training": environment(time.monotonic() - started) | {"git": commit, "resumed": resumed},
         }

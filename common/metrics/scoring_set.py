@@ -16,6 +16,8 @@ from common.metrics.sed_scores import SAME_TIME_S, FrameScores, GroundTruth, che
 
 SHORT_S = 0.5  # scores that leave so much of their clip out are worth a sentence
 
+MISSING = ("clips_missing", "clips_short", "crops_missing", "crops_short", "classes_missing")  # counts that say so
+
 Event = tuple[float, float, str]  # onset s, offset s, class
 
 
@@ -45,8 +47,7 @@ class ScoringSet:
     @property
     def status(self) -> str:
         """complete, or partial data where a clip, a crop, much of one of these, or a class could not be scored."""
-        missing = ("clips_missing", "clips_short", "crops_missing", "crops_short", "classes_missing")
-        return "partial data" if any(self.counts.get(name, 0) for name in missing) else "complete"
+        return "partial data" if any(self.counts.get(name, 0) for name in MISSING) else "complete"
 
 
 def scoring_set(

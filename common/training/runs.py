@@ -37,6 +37,16 @@ def read_log(run: str | Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
+def trained_on(log: dict) -> dict:
+    """Return the data set of a finished training by its log, and sentences on what of it was missing."""
+    card = log.get("dataset", {})
+    said = [f"{name}: {n} files missing in training" for name, n in (card.get("missing") or {}).items() if n]
+    if skipped := card.get("skipped"):
+        said.append(f"{len(skipped)} clips skipped in training")
+    said += [*(card.get("differences") or []), *(card.get("absent") or [])]
+    return {"dataset": card.get("name"), "differences": said[:20]}  # attributes of a file are small
+
+
 def claim_run(run: Path, resolved: dict, where: dict, trained: Sequence[str]) -> None:
     """Write the config into the run folder, or refuse a folder that another config was trained in.
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 
+from common.files import write_json
 from task4_sed import pseudo_labels
 from task4_sed.batching import open_set
 from task4_sed.clip_audio import open_audio
@@ -15,7 +16,7 @@ from task4_sed.config import DataConfig
 from task4_sed.data import load_set
 from task4_sed.model import build_network
 from task4_sed.predictions import Blocks, PredictionFile, open_pseudo_labels
-from task4_sed.pseudo_labels import Settings, Source, first_samples, predict_set
+from task4_sed.pseudo_labels import Settings, Source, first_samples, predict_set, with_earlier
 from task4_sed.weights import WEIGHTS
 from tests.task4_sed.conftest import write_audio, write_table
 from tests.task4_sed.test_predictions import write_file
@@ -62,8 +63,9 @@ def small_blocks(monkeypatch):
 
 def predicted(unlabeled, out, detector=None, **settings):
     source = Source(detector or Loudness(), {"recipe": "x", "seed": 0, "weights": {"sha256": "ab"}})
-    done = predict_set(source, *unlabeled, out, Settings(**{"batch_size": 2} | settings))
-    return PredictionFile(out / "unlabeled_train.hdf5") if done else None
+    predict_set(source, *unlabeled, out, Settings(**{"batch_size": 2} | settings))
+    path = out / "unlabeled_train.hdf5"
+    return PredictionFile(path) if path.is_file() else None
 
 
 def test_every_usable_clip_is_predicted_whatever_the_batches(unlabeled, tmp_path, capsys):
@@ -96,6 +98,17 @@ def test_two_shards_give_what_one_process_gives(unlabeled, tmp_path):
     whole = predicted(unlabeled, tmp_path / "a")
     assert predicted(unlabeled, tmp_path / "b", shard=(1, 2)) is None
     np.testing.assert_array_equal(predicted(unlabeled, tmp_path / "b", shard=(0, 2)).logits(), whole.logits())
+
+
+def test_force_predicts_again_and_energy_counts_what_was_predicted(unlabeled, tmp_path):
+    source = Source(Loudness(), {"recipe": "x", "seed": 0, "weights": {"sha256": "ab"}})
+    counts = [predict_set(source, *unlabeled, tmp_path, Settings(force=force)) for force in (False, False, True)]
+    assert counts == [7, 0, 7]
+    first = with_earlier(tmp_path / "energy.json", {"energy_kwh": 2.0, "country": "AUT"}, ["a"])
+    write_json(tmp_path / "energy.json", first)
+    assert with_earlier(tmp_path / "energy.json", {"energy_kwh": 1.0, "country": "AUT"}, ["b"]) == {
+        "energy_kwh": 3.0, "country": "AUT", "sets": ["a", "b"]}  # fmt: skip
+    assert with_earlier(tmp_path / "energy.json", {"energy_kwh": 1.0}, ["a"]) == {"energy_kwh": 1.0, "sets": ["a"]}
 
 
 def test_a_part_of_a_long_clip_may_be_drawn_always_the_same(unlabeled):

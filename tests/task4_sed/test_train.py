@@ -15,6 +15,7 @@ from torch import nn
 
 from common.nn.weights import WeightsError
 from common.training.energy import measured_energy
+from common.training.runs import trained_on
 from task4_sed import train as command
 from task4_sed.batching import open_training_sets
 from task4_sed.config import load_config
@@ -349,3 +350,23 @@ def test_energy_is_measured_and_never_in_the_way(monkeypatch):
     assert energy == {}
     with pytest.raises(KeyError), measured_energy("off"):
         raise KeyError("of the work itself")
+
+
+# ---------------------------------------------------------------- what a run stands on
+
+
+def test_what_was_missing_below_a_run_is_said_of_the_run_too():
+    card = {"name": "DESED", "differences": ["synth_train: 3 files missing in training"]}
+    same = {"training": {"dataset": "DESED", "differences": ["synth_train: 3 files missing in training"]}}
+    other = {"training": {"dataset": "little scenes", "differences": ["weak_train: 1 files missing in training"]}}
+    said = command.shortfalls_below(card, [same, other, {}])
+    assert said == ["stands on a training on little scenes", "weak_train: 1 files missing in training"]
+
+
+def test_a_log_says_what_was_missing():
+    log = {"dataset": {"name": "DESED", "missing": {"weak": 2, "synth": 0}, "skipped": {"a": "b"}, "absent": ["c"]}}
+    assert trained_on(log) == {
+        "dataset": "DESED",
+        "differences": ["weak: 2 files missing in training", "1 clips skipped in training", "c"],
+    }
+    assert trained_on({}) == {"dataset": None, "differences": []}
