@@ -265,7 +265,7 @@ def test_refusals_are_sentences(root, pretrained, tmp_path):
     assert "lower it, or raise train.epochs" in said("pretrain", *BATCH[1:], "--optim.warmup_steps=500")
     assert "training needs an encoder with a CRNN" in said("pretrain", "--network=build_encoder('fmn04')")
     another = said("it1_stage1", *init, "--network=build_fusion('fmn06', width=0.1, hidden=8)", *BATCH)
-    assert "has another encoder" in another and "set the same `network` in both configs" in another
+    assert "has another network" in another and "set the same `network` in both configs" in another
     missing = said("pretrain", "--encoder_weights=fmn04_strong", "--weights-folder", str(tmp_path), *BATCH[1:])
     assert "fmn04_strong" in missing and "--download" in missing
     assert not (tmp_path / "run/weights.pt").exists()
