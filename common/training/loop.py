@@ -16,6 +16,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -100,11 +101,10 @@ def fit(
             module.after_epoch = EpochLines()
         checkpoint = run / "last.ckpt"
         resume = checkpoint if checkpoint.is_file() else None
-        if resume:
-            # Lightning tells samplers the epoch only after workers have begun to read ahead.
-            set_epoch(train_loader, torch.load(resume, map_location="cpu", weights_only=True)["epoch"] + 1)
-            if trainer.is_global_zero:
-                print(f"going on from {resume}", flush=True)
+        # Lightning tells samplers the epoch only after workers have begun to read ahead.
+        module.on_resume = partial(set_epoch, train_loader)
+        if resume and trainer.is_global_zero:
+            print(f"going on from {resume}", flush=True)
         trainer.fit(module, train_loader, holdout_loader, ckpt_path=resume, weights_only=True)
     return module.history
 

@@ -157,6 +157,7 @@ class TrainingModule(lightning.LightningModule):
             )
         self.history: list[dict] = []
         self.after_epoch = None  # called with (the epoch's row, number of epochs) on the first process
+        self.on_resume = None  # called with the epoch (from 0) that a resumed run does next
         self._training, self._validation, self._metrics = Totals(), Totals(), {}
 
     def configure_optimizers(self):
@@ -246,6 +247,8 @@ class TrainingModule(lightning.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         self.history = checkpoint["history"]
+        if self.on_resume:
+            self.on_resume(checkpoint["epoch"] + 1)
 
 
 def _constant(step: int) -> float:
